@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class FieldError:
-    """What is wrong with one field: `pointer` is an RFC 6901 JSON pointer, `detail` says what would be right."""
+    """What is wrong with one field: `pointer` is an RFC 6901 JSON pointer, `detail` what would be right."""
 
     __slots__ = ("detail", "pointer")
 
@@ -77,9 +77,7 @@ class ScheduleError(InvalidInput):
 
     code, title = "invalid_schedule", "Invalid schedule"
 
-    def __init__(
-        self, reason: str, *, position: int = 0, example: str = "", pointer: str = "/schedule"
-    ) -> None:
+    def __init__(self, reason: str, *, position: int = 0, example: str = "", pointer: str = "/schedule") -> None:
         self.reason = reason
         self.position = position
         self.example = example

@@ -1,0 +1,28 @@
+"""duly: a distributed job scheduler that says how late each run was.
+
+`Duly` is a scheduler inside this program, or a client of one elsewhere; `current_run` is the run that the
+calling task belongs to. Both are imported on first use, so that `import duly` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duly.program import Duly
+    from duly.tasks.context import current_run
+
+__version__ = "0.1.0"
+__all__ = ["Duly", "__version__", "current_run"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Duly":
+        from duly.program import Duly
+
+        return Duly
+    if name == "current_run":
+        from duly.tasks.context import current_run
+
+        return current_run
+    raise AttributeError(f"module 'duly' has no attribute {name!r}")

@@ -1,0 +1,220 @@
+"""What crosses the broker: typed and versioned. A message may be lost, doubled, late or forged; none decides anything.
+
+servicer  ── Hint, Ended ──▶ scheduler   "hint.<shard>"
+scheduler ── Assign ───────▶ worker      "worker.<id>"
+servicer  ── Cancel ───────▶ worker      "worker.<id>"
+worker    ── Beat ─────────▶ scheduler   "beat"            answered with BeatAnswer
+worker    ── Report ───────▶ servicer    "report"          answered with ReportAnswer
+servicer  ── ReadLog ──────▶ worker      "worker.<id>"     answered with LogChunk
+any       ── Notice ───────▶ servicers   "notice"          progress and events for people
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from duly.core.model import Failure, Job, JobId, Lane, LateCause, Output, Run, RunKey, Worker, WorkerId
+
+VERSION: Final = 1
+MAX_ASSIGN: Final = 512  # runs in one Assign
+MAX_REPORT: Final = 512  # events in one Report
+
+
+def hints(shard: str) -> str:
+    """The subject on which the scheduler of a shard is told of new work."""
+    return f"hint.{shard}"
+
+
+def inbox(worker: WorkerId) -> str:
+    """The subject of one worker."""
+    return f"worker.{worker}"
+
+
+def beats(shard: str) -> str:
+    """The subject on which workers tell the scheduler of a shard that they live."""
+    return f"beat.{shard}"
+
+
+REPORTS: Final = "report"
+NOTICES: Final = "notice"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Anything that crosses the broker."""
+
+
+class Hint(Message):
+    """Runs of this shard were opened or changed. `runs` may be left out: then the store is asked."""
+
+    shard: str
+    runs: tuple[tuple[Run, Job], ...] = ()
+    changed: tuple[JobId, ...] = ()  # jobs whose waiting runs were replaced: drop what is remembered of them
+
+
+class Ended(Message):
+    """Attempts that a commit has just ended, so that their slots and overlap holds are free."""
+
+    shard: str
+    worker: WorkerId
+    keys: tuple[tuple[RunKey, int], ...]  # (run, attempt)
+    capacity: dict[Lane, int]
+    opened: tuple[tuple[Run, Job], ...] = ()  # next runs and retries
+
+
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt with all that a worker needs to start it."""
+
+    run: Run
+    job: Job
+
+
+class Assign(Message):
+    """Attempts for a worker, ahead of their time. `number` counts a scheduler's Assigns to this worker."""
+
+    shard: str
+    fence: int
+    number: int
+    batch: tuple[Assignment, ...]
+
+
+class Cancel(Message):
+    """Stop an attempt; with `unless_started`, only if it has not begun."""
+
+    key: RunKey
+    attempt: int
+    reason: str
+    unless_started: bool = False
+
+
+class Beat(Message):
+    """A worker once a second: itself, what it holds, and the last Assign that it saw of each shard."""
+
+    worker: Worker
+    capacity: dict[Lane, int]
+    held: tuple[tuple[RunKey, int], ...] = ()
+    seen: dict[str, int] = {}  # shard → number of the last Assign
+
+
+class BeatAnswer(Message):
+    """The lease by the shard's clock, the shard's clock, and attempts that the store has given to another."""
+
+    shard: str
+    now: int
+    lease_until: int
+    stale: tuple[tuple[RunKey, int], ...] = ()
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """The attempt's code has begun. `started_at` by the shard's clock."""
+
+    attempt: int
+    worker: WorkerId
+    started_at: int
+    cause: LateCause | None = None  # what the worker knows of a late start
+    isolation: str = ""
+
+
+class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """The attempt ended well. `result` is JSON."""
+
+    attempt: int
+    worker: WorkerId
+    started_at: int
+    finished_at: int
+    result: msgspec.Raw | None = None
+    exit_code: int | None = None
+    outputs: tuple[Output, ...] = ()
+    logs: dict[str, str] = {}
+    cause: LateCause | None = None
+    isolation: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """The attempt ended badly. Not `retryable`: trying again cannot help (bad input, a refusal by the task).
+
+    `crashed`: it took its process down (a child that died), which counts towards quarantine.
+    """
+
+    attempt: int
+    worker: WorkerId
+    error: Failure
+    started_at: int | None = None
+    finished_at: int
+    exit_code: int | None = None
+    outputs: tuple[Output, ...] = ()
+    logs: dict[str, str] = {}
+    retryable: bool = True
+    crashed: bool = False
+    cause: LateCause | None = None
+    isolation: str = ""
+
+
+class Released(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """The worker hands the attempt back; no attempt is consumed. `started`: its code had begun (drain)."""
+
+    attempt: int
+    worker: WorkerId
+    reason: str
+    started: bool = False
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """A cancel was carried out: the attempt did not start, or was killed."""
+
+    attempt: int
+    worker: WorkerId
+    finished_at: int
+    started_at: int | None = None
+    logs: dict[str, str] = {}
+    outputs: tuple[Output, ...] = ()
+
+
+WorkerEvent = Started | Succeeded | Failed | Released | Stopped
+
+
+class Report(Message):
+    """Events of attempts, in order, repeated until answered."""
+
+    worker: WorkerId
+    shard: str
+    events: tuple[tuple[RunKey, WorkerEvent], ...]
+    capacity: dict[Lane, int] = {}
+
+
+class ReportAnswer(Message):
+    """One word for each event: "ok", "duplicate" (it was stored before), or a refusal's code."""
+
+    words: tuple[str, ...]
+
+
+class ReadLog(Message):
+    """Bytes of a running attempt's stream from `offset`, waiting up to `wait` µs for some to come."""
+
+    key: RunKey
+    attempt: int
+    stream: str
+    offset: int
+    wait: int = 0
+
+
+class LogChunk(Message):
+    """At most 64 KiB. `ended`: nothing will follow. `held` is False when the worker does not have that attempt."""
+
+    data: bytes = b""
+    offset: int = 0
+    ended: bool = False
+    held: bool = True
+
+
+class Notice(Message):
+    """Something that people watch: a run's progress or an event. Lost ones are not repeated."""
+
+    kind: str  # "run.started", "run.finished", "run.progress", "job.created", …
+    key: RunKey | None = None
+    job_id: JobId | None = None
+    data: dict[str, msgspec.Raw] = {}
+
+
+AnyMessage = Hint | Ended | Assign | Cancel | Beat | BeatAnswer | Report | ReportAnswer | ReadLog | LogChunk | Notice
