@@ -45,7 +45,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     """Anything that crosses the broker."""
 
 
-class Hint(Message):
+class Hint(Message, frozen=True, kw_only=True):
     """Runs of this shard were opened or changed. `runs` may be left out: then the store is asked."""
 
     shard: str
@@ -53,7 +53,7 @@ class Hint(Message):
     changed: tuple[JobId, ...] = ()  # jobs whose waiting runs were replaced: drop what is remembered of them
 
 
-class Ended(Message):
+class Ended(Message, frozen=True, kw_only=True):
     """Attempts that a commit has just ended, so that their slots and overlap holds are free."""
 
     shard: str
@@ -70,7 +70,7 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True):
     job: Job
 
 
-class Assign(Message):
+class Assign(Message, frozen=True, kw_only=True):
     """Attempts for a worker, ahead of their time. `number` counts a scheduler's Assigns to this worker."""
 
     shard: str
@@ -79,7 +79,7 @@ class Assign(Message):
     batch: tuple[Assignment, ...]
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True, kw_only=True):
     """Stop an attempt; with `unless_started`, only if it has not begun."""
 
     key: RunKey
@@ -88,7 +88,7 @@ class Cancel(Message):
     unless_started: bool = False
 
 
-class Beat(Message):
+class Beat(Message, frozen=True, kw_only=True):
     """A worker once a second: itself, what it holds, and the last Assign that it saw of each shard."""
 
     worker: Worker
@@ -97,7 +97,7 @@ class Beat(Message):
     seen: dict[str, int] = {}  # shard → number of the last Assign
 
 
-class BeatAnswer(Message):
+class BeatAnswer(Message, frozen=True, kw_only=True):
     """The lease by the shard's clock, the shard's clock, and attempts that the store has given to another."""
 
     shard: str
@@ -174,7 +174,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 WorkerEvent = Started | Succeeded | Failed | Released | Stopped
 
 
-class Report(Message):
+class Report(Message, frozen=True, kw_only=True):
     """Events of attempts, in order, repeated until answered."""
 
     worker: WorkerId
@@ -183,13 +183,13 @@ class Report(Message):
     capacity: dict[Lane, int] = {}
 
 
-class ReportAnswer(Message):
+class ReportAnswer(Message, frozen=True, kw_only=True):
     """One word for each event: "ok", "duplicate" (it was stored before), or a refusal's code."""
 
     words: tuple[str, ...]
 
 
-class ReadLog(Message):
+class ReadLog(Message, frozen=True, kw_only=True):
     """Bytes of a running attempt's stream from `offset`, waiting up to `wait` µs for some to come."""
 
     key: RunKey
@@ -199,7 +199,7 @@ class ReadLog(Message):
     wait: int = 0
 
 
-class LogChunk(Message):
+class LogChunk(Message, frozen=True, kw_only=True):
     """At most 64 KiB. `ended`: nothing will follow. `held` is False when the worker does not have that attempt."""
 
     data: bytes = b""
@@ -208,7 +208,7 @@ class LogChunk(Message):
     held: bool = True
 
 
-class Notice(Message):
+class Notice(Message, frozen=True, kw_only=True):
     """Something that people watch: a run's progress or an event. Lost ones are not repeated."""
 
     kind: str  # "run.started", "run.finished", "run.progress", "job.created", …

@@ -16,6 +16,7 @@ import enum
 from typing import Final, Literal, NewType
 
 import msgspec
+
 from duly.core.instants import DAY, HOUR, MINUTE, SECOND, compact_instant
 
 JobId = NewType("JobId", str)
@@ -78,7 +79,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 # -- tasks: what to run -------------------------------------------------------------------------------------
 
 
-class FunctionTask(Frozen, tag_field="kind", tag="function"):
+class FunctionTask(Frozen, tag_field="kind", tag="function", frozen=True, kw_only=True):
     """A function that a worker registered. `mode` is known when a Python client made the job."""
 
     name: str
@@ -87,7 +88,7 @@ class FunctionTask(Frozen, tag_field="kind", tag="function"):
     mode: Literal["sync", "async"] | None = None
 
 
-class CommandTask(Frozen, tag_field="kind", tag="command"):
+class CommandTask(Frozen, tag_field="kind", tag="command", frozen=True, kw_only=True):
     """A program: `code` (a digest, put at ./task) or a program of the worker's, with files in and out.
 
     `limits`: cpu (µs), memory (bytes), file_size (bytes), open_files (count).
@@ -102,7 +103,7 @@ class CommandTask(Frozen, tag_field="kind", tag="command"):
     isolation: Isolation = "process"
 
 
-class Limits(Frozen):
+class Limits(Frozen, frozen=True, kw_only=True):
     """What a command may use; None leaves the worker's default."""
 
     cpu: int | None = None
@@ -111,7 +112,7 @@ class Limits(Frozen):
     open_files: int | None = None
 
 
-class HttpTask(Frozen, tag_field="kind", tag="http"):
+class HttpTask(Frozen, tag_field="kind", tag="http", frozen=True, kw_only=True):
     """One request. `expect` is "2xx", "200" or a list like "200,204,3xx"; `body` is text or JSON."""
 
     url: str
@@ -136,7 +137,7 @@ def lane(task: Task) -> Lane:
 # -- jobs ---------------------------------------------------------------------------------------------------
 
 
-class Retry(Frozen):
+class Retry(Frozen, frozen=True, kw_only=True):
     """How often and when to try again. `base` and `cap` in µs; full jitter is drawn below the backoff."""
 
     max_attempts: int = 3
@@ -145,14 +146,14 @@ class Retry(Frozen):
     cap: int = 5 * MINUTE
 
 
-class Keep(Frozen):
+class Keep(Frozen, frozen=True, kw_only=True):
     """How much history a job keeps: the newest `runs`, none older than `age` (µs)."""
 
     runs: int = 1_000
     age: int = 30 * DAY
 
 
-class Job(Frozen):
+class Job(Frozen, frozen=True, kw_only=True):
     """A task and a schedule, with its policies; a document with a version.
 
     `anchored_at` is the instant from which relative schedules count: creation, or the last change of schedule.
@@ -193,7 +194,7 @@ class Job(Frozen):
 # -- runs ---------------------------------------------------------------------------------------------------
 
 
-class Failure(Frozen):
+class Failure(Frozen, frozen=True, kw_only=True):
     """How an attempt went wrong; `detail` may be a traceback or the end of stderr, at most 16 KiB."""
 
     kind: ErrorKind
@@ -201,7 +202,7 @@ class Failure(Frozen):
     detail: str = ""
 
 
-class Output(Frozen):
+class Output(Frozen, frozen=True, kw_only=True):
     """A file that a run left. `digest` is "sha256:<hex>"."""
 
     path: str
@@ -209,7 +210,7 @@ class Output(Frozen):
     digest: str
 
 
-class Attempt(Frozen):
+class Attempt(Frozen, frozen=True, kw_only=True):
     """One try at a run; its number is the fencing token of everything it writes."""
 
     number: int
@@ -223,7 +224,7 @@ class Attempt(Frozen):
     isolation: str = ""  # the level that was reached
 
 
-class Run(Frozen):
+class Run(Frozen, frozen=True, kw_only=True):
     """One occurrence of a job. `attempt` is the number of the current or last attempt, 0 before the first.
 
     `due_at` is when the next start is due: scheduled_at (plus jitter) for the first attempt, the retry's
@@ -281,7 +282,7 @@ def run_id(job_id: JobId, scheduled_at: int) -> RunId:
 # -- the fleet ----------------------------------------------------------------------------------------------
 
 
-class Worker(Frozen):
+class Worker(Frozen, frozen=True, kw_only=True):
     """A worker as its last beat told it. `lease_until` is by the shard's clock; capacity per lane."""
 
     id: WorkerId
@@ -295,7 +296,7 @@ class Worker(Frozen):
     state: Literal["ready", "draining", "lost"] = "ready"
 
 
-class Term(Frozen):
+class Term(Frozen, frozen=True, kw_only=True):
     """A scheduler's fenced hold on a shard."""
 
     owner: str

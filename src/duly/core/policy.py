@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-from duly.core.schedule import Schedule, parse_schedule
 from msgspec.structs import replace
 
 from duly.core.model import (
@@ -15,6 +14,7 @@ from duly.core.model import (
     Run,
     RunState,
 )
+from duly.core.schedule import Schedule, parse_schedule
 
 
 def schedule_of(job: Job) -> Schedule:
@@ -24,7 +24,7 @@ def schedule_of(job: Job) -> Schedule:
         timezone=job.timezone,
         dst=job.dst,
         anchor=job.anchored_at,
-        seed=job.id,
+        seed=job.id if "H" in job.schedule else "",  # the seed would defeat the memo for all others
         start=job.start,
         end=job.end,
         calendar=job.calendar,
@@ -187,7 +187,7 @@ def backoff(retry: Retry, failures: int, dice: float) -> int:
     """
     n = max(1, failures)
     if retry.backoff == "exponential":
-        top = retry.base << min(n, 40)
+        top = retry.base * (1 << min(n, 40))
     elif retry.backoff == "linear":
         top = retry.base * (n + 1)
     else:

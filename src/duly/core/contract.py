@@ -1,0 +1,719 @@
+"""What clients see (API.md): the JSON shapes of jobs, runs and answers, and their way to and from the model.
+
+    JobSpec ──job_from_spec──▶ Job ──job_view──▶ JobView          RunView ◀──run_view── Run
+
+On the wire instants are RFC 3339 UTC with microseconds and durations are words such as `1h30m`; inside both are
+integer microseconds. Unknown fields are refused. Both the HTTP face and the Python client use these shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from duly.core.instants import format_duration, format_instant
+from duly.core.model import (
+    Attempt,
+    Backoff,
+    CommandTask,
+    Delivery,
+    Dst,
+    ErrorKind,
+    Failure,
+    FunctionTask,
+    HttpTask,
+    Isolation,
+    Job,
+    LateCause,
+    Misfire,
+    Output,
+    Overlap,
+    Run,
+    RunState,
+    Task,
+    Term,
+    Worker,
+    run_id,
+)
+
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256:<hex> of the bytes")]
+Name = Annotated[str, Meta(max_length=200)]
+Instant = Annotated[str, Meta(max_length=40, description="RFC 3339, UTC in answers")]
+Duration = Annotated[str, Meta(max_length=40, description="500ms, 30s, 1h30m, 2d")]
+Priority = Annotated[int, Meta(ge=0, le=9, description="9 is first")]
+Labels = dict[
+    Annotated[str, Meta(min_length=1, max_length=63)],
+    Annotated[str, Meta(max_length=255)],
+]
+RunStateName = Literal[
+    "waiting",
+    "dispatched",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "skipped",
+    "missed",
+    "lost",
+    "quarantined",
+]
+JobStateName = Literal["active", "paused", "completed", "deleted"]
+
+
+class Wire(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A shape that a client sends."""
+
+
+class View(msgspec.Struct, kw_only=True, frozen=True):
+    """A shape that a client receives; newer servers may add fields."""
+
+
+# -- tasks --------------------------------------------------------------------------------------------------
+
+
+class FunctionSpec(Wire, tag_field="kind", tag="function", frozen=True, kw_only=True):
+    """A function that the worker's apps register, by "module:name"."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=300)]
+    args: Annotated[list[Any], Meta(max_length=1000)] = []
+    kwargs: dict[str, Any] = {}
+    mode: Literal["sync", "async"] | None = None
+
+
+class LimitsSpec(Wire, frozen=True, kw_only=True):
+    """What a command may use."""
+
+    cpu: Duration | None = None
+    memory: Annotated[int, Meta(ge=1_048_576, description="bytes of address space, per process")] | None = None
+    file_size: Annotated[int, Meta(ge=0, description="bytes, per file")] | None = None
+    open_files: Annotated[int, Meta(ge=8, le=1_048_576)] | None = None
+
+
+class CommandSpec(Wire, tag_field="kind", tag="command", frozen=True, kw_only=True):
+    """A program, with its files: `code` is put at ./task, inputs below input/, what it leaves in output/ is kept."""
+
+    code: Digest | None = None
+    argv: Annotated[list[Annotated[str, Meta(max_length=32_768)]], Meta(max_length=1000)] = []
+    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)], str] = {}
+    inputs: dict[Annotated[str, Meta(min_length=1, max_length=1024)], Digest] = {}
+    stdin: Annotated[str, Meta(max_length=131_072)] | None = None
+    limits: LimitsSpec | None = None
+    isolation: Isolation = "process"
+
+
+class HttpSpec(Wire, tag_field="kind", tag="http", frozen=True, kw_only=True):
+    """One HTTP request; `Idempotency-Key: <run id>` goes with it."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://", max_length=8192)]
+    method: Annotated[str, Meta(pattern=r"^[A-Z]{3,10}$")] = "POST"
+    headers: dict[Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=200)], str] = {}
+    body: Any = None
+    expect: Annotated[str, Meta(pattern=r"^[1-5](xx|[0-9]{2})(,[1-5](xx|[0-9]{2}))*$", max_length=100)] = "2xx"
+
+
+TaskSpec = FunctionSpec | CommandSpec | HttpSpec
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------
+
+
+class RetrySpec(Wire, frozen=True, kw_only=True):
+    """How often and when to try again."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    backoff: Backoff = "exponential"
+    base: Duration = "1s"
+    cap: Duration = "5m"
+
+
+class KeepSpec(Wire, rename={"age": "for"}, frozen=True, kw_only=True):
+    """How much history is kept."""
+
+    runs: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    age: Duration = "30d"
+
+
+class JobSpec(Wire, frozen=True, kw_only=True):
+    """A job as a client creates it; only `task` and `schedule` are required."""
+
+    task: TaskSpec
+    schedule: Annotated[str, Meta(max_length=16_384)]
+    name: Name = ""
+    labels: Labels = {}
+    timezone: Annotated[str, Meta(max_length=100)] = "UTC"
+    dst: Dst = "cron"
+    start: Instant | None = None
+    end: Instant | None = None
+    max_runs: Annotated[int, Meta(ge=1)] | None = None
+    jitter: Duration = "0s"
+    calendar: Annotated[list[Annotated[str, Meta(max_length=10)]], Meta(max_length=1000)] = []
+    priority: Priority = 5
+    max_lateness: Duration = "1s"
+    timeout: Duration = "1h"
+    retry: RetrySpec = RetrySpec()
+    misfire: Misfire = "run_latest"
+    catchup_window: Duration = "1h"
+    overlap: Overlap = "skip"
+    delivery: Delivery = "at_least_once"
+    requires: Labels = {}
+    keep: KeepSpec = KeepSpec()
+
+
+class LastRun(View, frozen=True, kw_only=True):
+    """The newest run that started and ended."""
+
+    id: str
+    state: RunStateName
+    lateness_ms: float | None = None
+
+
+class JobView(View, frozen=True, kw_only=True):
+    """A job as clients read it."""
+
+    id: str
+    namespace: str
+    name: str
+    labels: dict[str, str]
+    task: TaskSpec
+    schedule: str
+    timezone: str
+    dst: Dst
+    start: str | None
+    end: str | None
+    max_runs: int | None
+    jitter: str
+    calendar: list[str]
+    priority: int
+    max_lateness: str
+    timeout: str
+    retry: RetrySpec
+    misfire: Misfire
+    catchup_window: str
+    overlap: Overlap
+    delivery: Delivery
+    requires: dict[str, str]
+    keep: KeepSpec
+    state: JobStateName
+    version: int
+    next_run_at: str | None
+    last_run: LastRun | None
+    created_at: str
+    updated_at: str
+
+
+READ_ONLY = ("id", "namespace", "state", "version", "next_run_at", "last_run", "created_at", "updated_at")
+
+
+# -- runs ---------------------------------------------------------------------------------------------------
+
+
+class ErrorView(View, frozen=True, kw_only=True):
+    """How an attempt went wrong."""
+
+    kind: ErrorKind
+    message: str
+    detail: str = ""
+
+
+class OutputView(View, frozen=True, kw_only=True):
+    """A file of a run."""
+
+    path: str
+    size: int
+    digest: str
+
+
+class AttemptView(View, frozen=True, kw_only=True):
+    """One try."""
+
+    number: int
+    worker: str
+    state: str
+    dispatched_at: str | None = None
+    started_at: str | None
+    finished_at: str | None
+    error: ErrorView | None
+    isolation: str | None = None
+
+
+class RunView(View, frozen=True, kw_only=True):
+    """A run as clients read it."""
+
+    id: str
+    job_id: str
+    scheduled_at: str
+    due_at: str
+    state: RunStateName
+    priority: int
+    attempt: int
+    worker: str | None
+    dispatched_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    lateness_ms: float | None
+    late: bool
+    late_cause: LateCause | None
+    reason: str | None
+    result: Any
+    exit_code: int | None
+    error: ErrorView | None
+    outputs: list[OutputView]
+    attempts: list[AttemptView]
+    manual: bool = False
+    cancel_requested: bool = False
+    retry_of: str | None = None
+    covers_until: str | None = None
+    progress: float | None = None
+
+
+class ExplainView(View, frozen=True, kw_only=True):
+    """Why a run is where it is, in sentences; the first one is the answer."""
+
+    run_id: str
+    state: RunStateName
+    summary: str
+    facts: list[str]
+
+
+class JobList(View, frozen=True, kw_only=True):
+    """A page of jobs."""
+
+    items: list[JobView]
+    next: str | None = None
+    partial: bool = False
+    missing_shards: list[str] = []
+
+
+class RunList(View, frozen=True, kw_only=True):
+    """A page of runs."""
+
+    items: list[RunView]
+    next: str | None = None
+    partial: bool = False
+    missing_shards: list[str] = []
+
+
+class RunningJob(View, frozen=True, kw_only=True):
+    """A job with its runs in state running."""
+
+    job: JobView
+    runs: list[RunView]
+
+
+class RunningList(View, frozen=True, kw_only=True):
+    """Jobs that have a running run."""
+
+    items: list[RunningJob]
+    next: str | None = None
+    partial: bool = False
+    missing_shards: list[str] = []
+
+
+class FieldErrorView(View, frozen=True, kw_only=True):
+    """What is wrong with one field."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(View, frozen=True, kw_only=True):
+    """RFC 9457 problem+json. `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldErrorView] = []
+    request_id: str = ""
+
+
+class BatchSpec(Wire, frozen=True, kw_only=True):
+    """Up to 10,000 jobs at once."""
+
+    jobs: Annotated[list[msgspec.Raw], Meta(max_length=10_000)]
+
+
+class BatchItem(View, frozen=True, kw_only=True):
+    """The fate of one job of a batch: its id, or what was wrong with it."""
+
+    status: int
+    id: str | None = None
+    error: Problem | None = None
+
+
+class BatchView(View, frozen=True, kw_only=True):
+    """One result for each job, in order."""
+
+    results: list[BatchItem]
+    created: int
+    failed: int
+
+
+class BulkFilter(Wire, frozen=True, kw_only=True):
+    """Which jobs; every filter given must hold, and at least one must be given."""
+
+    name: str | None = None
+    label: list[str] = []
+    state: JobStateName | None = None
+    task: Literal["function", "command", "http"] | None = None
+    schedule: str | None = None
+    q: str | None = None
+    ids: Annotated[list[str], Meta(max_length=10_000)] = []
+
+
+class BulkSpec(Wire, frozen=True, kw_only=True):
+    """An action on all jobs that a filter finds; `dry_run` only counts."""
+
+    filter: BulkFilter
+    action: Literal["pause", "resume", "delete", "trigger"]
+    dry_run: bool = False
+
+
+class BulkView(View, frozen=True, kw_only=True):
+    """How many jobs were found and changed, the first ids, and what failed."""
+
+    action: str
+    dry_run: bool
+    matched: int
+    changed: int
+    ids: list[str]
+    errors: list[BatchItem] = []
+
+
+class PreviewSpec(Wire, frozen=True, kw_only=True):
+    """A schedule to try out."""
+
+    schedule: Annotated[str, Meta(max_length=16_384)]
+    timezone: Annotated[str, Meta(max_length=100)] = "UTC"
+    dst: Dst = "cron"
+    from_: Annotated[Instant | None, Meta(description="now, if left out")] = msgspec.field(name="from", default=None)
+    count: Annotated[int, Meta(ge=1, le=1000)] = 10
+    start: Instant | None = None
+    end: Instant | None = None
+    calendar: Annotated[list[Annotated[str, Meta(max_length=10)]], Meta(max_length=1000)] = []
+    job_id: str = ""
+
+
+class OccurrenceView(View, frozen=True, kw_only=True):
+    """One coming instant, and its local form."""
+
+    at: str
+    local: str
+    moved_by_dst: bool = False
+    note: str = ""
+
+
+class PreviewView(View, frozen=True, kw_only=True):
+    """The next times of a schedule."""
+
+    schedule: str
+    timezone: str
+    kind: str
+    description: str
+    items: list[OccurrenceView]
+
+
+class TermView(View, frozen=True, kw_only=True):
+    """A scheduler's hold on a shard."""
+
+    owner: str
+    fence: int
+    expires_at: str
+
+
+class ShardView(View, frozen=True, kw_only=True):
+    """A shard and its counts."""
+
+    name: str
+    state: str
+    slots: int
+    jobs: int
+    waiting: int
+    running: int
+    term: TermView | None
+
+
+class WorkerView(View, frozen=True, kw_only=True):
+    """A worker as its last beat told it."""
+
+    id: str
+    state: str
+    slots: int
+    free: int
+    labels: dict[str, str]
+    beat_at: str
+    clock_offset_ms: float
+
+
+class ShardList(View, frozen=True, kw_only=True):
+    """All shards."""
+
+    items: list[ShardView]
+    next: str | None = None
+    partial: bool = False
+    missing_shards: list[str] = []
+
+
+class WorkerList(View, frozen=True, kw_only=True):
+    """All workers."""
+
+    items: list[WorkerView]
+    next: str | None = None
+    partial: bool = False
+    missing_shards: list[str] = []
+
+
+class LatenessView(View, frozen=True, kw_only=True):
+    """Quantiles of lateness in ms since this servicer started, first attempts only."""
+
+    count: int
+    p50_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+    late: int
+
+
+class StatsView(View, frozen=True, kw_only=True):
+    """Counts over all shards. `ended` counts finished runs by state."""
+
+    jobs: int
+    waiting: int
+    dispatched: int
+    running: int
+    ended: dict[str, int]
+    lateness: LatenessView
+    workers: int
+    partial: bool = False
+    missing_shards: list[str] = []
+
+
+class BlobView(View, frozen=True, kw_only=True):
+    """A stored blob."""
+
+    digest: str
+    size: int
+
+
+class EventView(View, frozen=True, kw_only=True):
+    """A thing that happened; `data` is the run or the job's id and facts."""
+
+    id: str
+    type: str
+    time: str
+    run_id: str | None = None
+    job_id: str | None = None
+    data: dict[str, Any] = {}
+
+
+class VersionView(View, frozen=True, kw_only=True):
+    """What answers."""
+
+    version: str
+    python: str
+    tzdata: str
+    sqlite: str | None = None
+
+
+# -- model → wire -------------------------------------------------------------------------------------------
+
+
+def _instant(value: int | None) -> str | None:
+    return None if value is None else format_instant(value)
+
+
+def _milliseconds(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def task_spec(task: Task) -> TaskSpec:
+    """A stored task as clients write it."""
+    match task:
+        case FunctionTask():
+            return FunctionSpec(
+                name=task.name,
+                args=msgspec.json.decode(task.args),
+                kwargs=msgspec.json.decode(task.kwargs),
+                mode=task.mode,
+            )
+        case CommandTask():
+            limits = task.limits
+            return CommandSpec(
+                code=task.code,
+                argv=list(task.argv),
+                env=task.env,
+                inputs=task.inputs,
+                stdin=task.stdin,
+                limits=None
+                if limits is None
+                else LimitsSpec(
+                    cpu=None if limits.cpu is None else format_duration(limits.cpu),
+                    memory=limits.memory,
+                    file_size=limits.file_size,
+                    open_files=limits.open_files,
+                ),
+                isolation=task.isolation,
+            )
+        case HttpTask():
+            return HttpSpec(
+                url=task.url,
+                method=task.method,
+                headers=task.headers,
+                body=msgspec.json.decode(task.body),
+                expect=task.expect,
+            )
+
+
+def job_spec(job: Job) -> JobSpec:
+    """The part of a job that its client wrote: what a merge patch is applied to."""
+    return JobSpec(
+        task=task_spec(job.task),
+        schedule=job.schedule,
+        name=job.name,
+        labels=job.labels,
+        timezone=job.timezone,
+        dst=job.dst,
+        start=_instant(job.start),
+        end=_instant(job.end),
+        max_runs=job.max_runs,
+        jitter=format_duration(job.jitter),
+        calendar=list(job.calendar),
+        priority=job.priority,
+        max_lateness=format_duration(job.max_lateness),
+        timeout=format_duration(job.timeout),
+        retry=RetrySpec(
+            max_attempts=job.retry.max_attempts,
+            backoff=job.retry.backoff,
+            base=format_duration(job.retry.base),
+            cap=format_duration(job.retry.cap),
+        ),
+        misfire=job.misfire,
+        catchup_window=format_duration(job.catchup_window),
+        overlap=job.overlap,
+        delivery=job.delivery,
+        requires=job.requires,
+        keep=KeepSpec(runs=job.keep.runs, age=format_duration(job.keep.age)),
+    )
+
+
+def job_view(job: Job, *, next_run_at: int | None, last_run: Run | None, finished: bool) -> JobView:
+    """A job as clients read it. An active job with no run left to come is `completed`."""
+    spec = job_spec(job)
+    state: JobStateName = "completed" if job.state == "active" and finished else job.state
+    last = (
+        None
+        if last_run is None
+        else LastRun(
+            id=last_run.id,
+            state=state_name(last_run.state),
+            lateness_ms=_milliseconds(last_run.lateness),
+        )
+    )
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__}
+    return JobView(
+        id=job.id,
+        namespace=job.namespace,
+        state=state,
+        version=job.version,
+        next_run_at=_instant(next_run_at),
+        last_run=last,
+        created_at=format_instant(job.created_at),
+        updated_at=format_instant(job.updated_at),
+        **fields,
+    )
+
+
+def state_name(state: RunState) -> RunStateName:
+    """The word that clients see."""
+    return state.word  # type: ignore[return-value]  # the enum's names are the literal's
+
+
+def _error(failure: Failure | None) -> ErrorView | None:
+    if failure is None:
+        return None
+    return ErrorView(kind=failure.kind, message=failure.message, detail=failure.detail)
+
+
+def _attempt(attempt: Attempt) -> AttemptView:
+    return AttemptView(
+        number=attempt.number,
+        worker=attempt.worker,
+        state=attempt.state,
+        dispatched_at=_instant(attempt.dispatched_at),
+        started_at=_instant(attempt.started_at),
+        finished_at=_instant(attempt.finished_at),
+        error=_error(attempt.error),
+        isolation=attempt.isolation or None,
+    )
+
+
+def _output(output: Output) -> OutputView:
+    return OutputView(path=output.path, size=output.size, digest=output.digest)
+
+
+def run_view(run: Run, *, progress: float | None = None) -> RunView:
+    """A run as clients read it; the current attempt stands last in `attempts`."""
+    attempts = [_attempt(attempt) for attempt in run.attempts]
+    error = _error(run.error)
+    if run.worker and run.attempt:
+        attempts.append(
+            AttemptView(
+                number=run.attempt,
+                worker=run.worker,
+                state=run.state.word,
+                dispatched_at=_instant(run.dispatched_at),
+                started_at=_instant(run.started_at),
+                finished_at=_instant(run.finished_at),
+                error=error,
+                isolation=run.isolation or None,
+            )
+        )
+    return RunView(
+        id=run.id,
+        job_id=run.job_id,
+        scheduled_at=format_instant(run.scheduled_at),
+        due_at=format_instant(run.due_at),
+        state=state_name(run.state),
+        priority=run.priority,
+        attempt=run.attempt,
+        worker=run.worker or None,
+        dispatched_at=_instant(run.dispatched_at),
+        started_at=_instant(run.started_at),
+        finished_at=_instant(run.finished_at),
+        lateness_ms=_milliseconds(run.lateness),
+        late=run.late,
+        late_cause=run.late_cause,
+        reason=run.reason,
+        result=None if run.result is None else msgspec.json.decode(run.result),
+        exit_code=run.exit_code,
+        error=error,
+        outputs=[_output(output) for output in run.outputs],
+        attempts=attempts,
+        manual=run.manual,
+        cancel_requested=run.cancel is not None,
+        retry_of=None if run.retry_of is None else run_id(run.job_id, run.retry_of),
+        covers_until=_instant(run.covers_until),
+        progress=progress,
+    )
+
+
+def term_view(term: Term | None) -> TermView | None:
+    """A term as clients read it."""
+    if term is None:
+        return None
+    return TermView(owner=term.owner, fence=term.fence, expires_at=format_instant(term.expires_at))
+
+
+def worker_view(worker: Worker) -> WorkerView:
+    """A worker as clients read it."""
+    return WorkerView(
+        id=worker.id,
+        state=worker.state,
+        slots=worker.slots,
+        free=worker.free,
+        labels=worker.labels,
+        beat_at=format_instant(worker.beat_at),
+        clock_offset_ms=worker.clock_offset / 1000,
+    )

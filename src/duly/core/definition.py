@@ -1,0 +1,336 @@
+"""From what a client wrote to a job: validation beyond types, defaults, ids, and JSON merge patches.
+
+Every complaint names its field by a JSON pointer and says what would be right; all of a body's complaints are
+collected before one `InvalidInput` is raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from duly.core import contract, policy
+from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, LimitsSpec, TaskSpec
+from duly.core.errors import FieldError, InvalidInput, Malformed, TooLarge
+from duly.core.instants import DAY, parse_duration, parse_instant
+from duly.core.model import (
+    CommandTask,
+    FunctionTask,
+    HttpTask,
+    Job,
+    JobId,
+    Keep,
+    Limits,
+    Retry,
+    Task,
+)
+
+MAX_JOB_BYTES: Final = 256 * 1024
+MAX_LABELS: Final = 64
+MAX_ENTRIES: Final = 1_000  # of env, inputs, headers, kwargs
+
+T = TypeVar("T")
+_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_PATH = re.compile(r"^\$|(?:\.([^.\[\]]+))|(?:\[(\d+|\.\.\.)\])")
+
+
+# -- ids ----------------------------------------------------------------------------------------------------
+
+
+def mint_job_id(now: int, entropy: bytes) -> JobId:
+    """A UUIDv7 (RFC 9562 §5.7) from the instant and ten random bytes: ids sort by creation."""
+    value = (now // 1000) << 80 | int.from_bytes(entropy[:10], "big")
+    return _uuid(value, version=7)
+
+
+def keyed_job_id(namespace: str, key: str) -> JobId:
+    """The id that an idempotency key stands for: a UUIDv8 of its hash, so that a repeat finds the first job."""
+    digest = hashlib.blake2b(f"{namespace}\0{key}".encode(), digest_size=16).digest()
+    return _uuid(int.from_bytes(digest, "big"), version=8)
+
+
+def _uuid(value: int, *, version: int) -> JobId:
+    value = value & ~(0xF << 76) | version << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return JobId(f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}")
+
+
+def is_job_id(text: str) -> bool:
+    """True for the form that ids have: 8-4-4-4-12 lower-case hexadecimal digits."""
+    return _JOB_ID.fullmatch(text) is not None
+
+
+# -- decoding -----------------------------------------------------------------------------------------------
+
+
+def decode(body: bytes | msgspec.Raw, shape: type[T], *, limit: int = MAX_JOB_BYTES, prefix: str = "") -> T:
+    """JSON as `shape`. Malformed for what is no JSON, InvalidInput with a pointer for what does not fit."""
+    if len(memoryview(body)) > limit:
+        raise TooLarge(f"the body has {len(memoryview(body)):,} bytes, more than the {limit:,} allowed here")
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.ValidationError as error:
+        raise complaint(error, prefix) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise Malformed("nested too deeply") from None
+
+
+def convert(value: object, shape: type[T]) -> T:
+    """Plain JSON values as `shape`; InvalidInput with a pointer for what does not fit."""
+    try:
+        return msgspec.convert(value, type=shape)
+    except msgspec.ValidationError as error:
+        raise complaint(error) from None
+    except RecursionError:
+        raise Malformed("nested too deeply") from None
+
+
+def complaint(error: msgspec.ValidationError, prefix: str = "") -> InvalidInput:
+    """msgspec's message (`Expected `int`, got `str` - at `$.priority``) as an error with a JSON pointer."""
+    text, _, path = str(error).partition(" - at `")
+    pointer = prefix + _pointer(path.rstrip("`"))
+    unknown = re.match(r"Object contains unknown field `(.*)`", text)
+    if unknown:
+        name = unknown.group(1)
+        return InvalidInput.at(f"{pointer}/{_escape(name)}", f"unknown field {name!r}")
+    missing = re.match(r"Object missing required field `(.*)`", text)
+    if missing:
+        name = missing.group(1)
+        return InvalidInput.at(f"{pointer}/{_escape(name)}", f"{name} is required")
+    return InvalidInput.at(pointer, text[:1].lower() + text[1:])
+
+
+def _escape(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _pointer(path: str) -> str:
+    """`$.task.argv[0]` → `/task/argv/0`."""
+    parts = (match.group(1) or match.group(2) for match in _PATH.finditer(path))
+    return "".join(f"/{_escape(part)}" for part in parts if part)
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------
+
+
+class _Complaints:
+    """Collects the complaints of one body."""
+
+    def __init__(self) -> None:
+        self.errors: list[FieldError] = []
+
+    def add(self, pointer: str, detail: str) -> None:
+        self.errors.append(FieldError(pointer, detail))
+
+    def attempt(self, pointer: str, parse: Callable[[], T], otherwise: T) -> T:
+        """The parsed value, or `otherwise` after noting what was wrong."""
+        try:
+            return parse()
+        except InvalidInput as error:
+            if error.errors and error.errors[0].pointer not in ("", "/"):
+                self.errors.extend(error.errors)
+            else:
+                self.add(pointer, error.detail)
+            return otherwise
+
+    def duration(self, pointer: str, text: str, *, least: int = 0, most: int | None = None) -> int:
+        value = self.attempt(pointer, lambda: parse_duration(text), least)
+        if value < least or (most is not None and value > most):
+            bounds = f"at least {least} µs" if most is None else f"between {least} µs and {most} µs"
+            self.add(pointer, f"{text!r} is out of range: {bounds}")
+        return value
+
+    def instant(self, pointer: str, text: str | None) -> int | None:
+        return None if text is None else self.attempt(pointer, lambda: parse_instant(text), 0)
+
+    def settle(self) -> None:
+        if self.errors:
+            first = self.errors[0]
+            more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+            raise InvalidInput(f"{first.pointer}: {first.detail}{more}", errors=tuple(self.errors))
+
+
+def define_job(
+    spec: JobSpec,
+    *,
+    job_id: JobId,
+    now: int,
+    namespace: str = "default",
+    body_digest: str = "",
+    before: Job | None = None,
+) -> Job:
+    """The job that a spec describes, made at `now`; with `before`, its next version.
+
+    Raises InvalidInput with every complaint. The schedule is parsed here, so that a bad or impossible one is
+    refused before anything is stored.
+    """
+    wrong = _Complaints()
+    task = _define_task(spec.task, wrong)
+    start = wrong.instant("/start", spec.start)
+    end = wrong.instant("/end", spec.end)
+    if start is not None and end is not None and end < start:
+        wrong.add("/end", "lies before start")
+    if len(spec.labels) > MAX_LABELS:
+        wrong.add("/labels", f"more than {MAX_LABELS} labels")
+    retry = Retry(
+        max_attempts=spec.retry.max_attempts,
+        backoff=spec.retry.backoff,
+        base=wrong.duration("/retry/base", spec.retry.base, most=DAY),
+        cap=wrong.duration("/retry/cap", spec.retry.cap, most=30 * DAY),
+    )
+    anchored_at = before.anchored_at if before is not None and before.schedule == spec.schedule else now
+    job = Job(
+        id=job_id,
+        namespace=namespace,
+        name=spec.name,
+        labels=spec.labels,
+        task=task,
+        schedule=spec.schedule,
+        timezone=spec.timezone,
+        dst=spec.dst,
+        start=start,
+        end=end,
+        max_runs=spec.max_runs,
+        jitter=wrong.duration("/jitter", spec.jitter, most=DAY),
+        calendar=tuple(spec.calendar),
+        priority=spec.priority,
+        max_lateness=wrong.duration("/max_lateness", spec.max_lateness, least=1),
+        timeout=wrong.duration("/timeout", spec.timeout, least=1000),
+        retry=retry,
+        misfire=spec.misfire,
+        catchup_window=wrong.duration("/catchup_window", spec.catchup_window),
+        overlap=spec.overlap,
+        delivery=spec.delivery,
+        requires=spec.requires,
+        keep=Keep(runs=spec.keep.runs, age=wrong.duration("/keep/for", spec.keep.age)),
+        state="active" if before is None else before.state,
+        version=1 if before is None else before.version + 1,
+        created_at=now if before is None else before.created_at,
+        updated_at=now,
+        anchored_at=anchored_at,
+        body_digest=body_digest if before is None else before.body_digest,
+    )
+    wrong.attempt("/schedule", lambda: policy.schedule_of(job), None)
+    wrong.settle()
+    return job
+
+
+def _define_task(spec: TaskSpec, wrong: _Complaints) -> Task:
+    match spec:
+        case FunctionSpec():
+            if len(spec.kwargs) > MAX_ENTRIES:
+                wrong.add("/task/kwargs", f"more than {MAX_ENTRIES} entries")
+            return FunctionTask(
+                name=spec.name,
+                args=msgspec.Raw(msgspec.json.encode(spec.args)),
+                kwargs=msgspec.Raw(msgspec.json.encode(spec.kwargs)),
+                mode=spec.mode,
+            )
+        case CommandSpec():
+            return _define_command(spec, wrong)
+        case HttpSpec():
+            for name, value in spec.headers.items():
+                if any((ord(letter) < 32 and letter != "\t") or ord(letter) == 127 for letter in value):
+                    wrong.add(f"/task/headers/{_escape(name)}", "a header value has no control characters")
+            return HttpTask(
+                url=spec.url,
+                method=spec.method,
+                headers=spec.headers,
+                body=msgspec.Raw(msgspec.json.encode(spec.body)),
+                expect=spec.expect,
+            )
+
+
+def _define_command(spec: CommandSpec, wrong: _Complaints) -> CommandTask:
+    if spec.code is None and not spec.argv:
+        wrong.add("/task/argv", 'name a program, such as ["/usr/bin/env"], or give code')
+    for index, argument in enumerate(spec.argv):
+        if "\0" in argument:
+            wrong.add(f"/task/argv/{index}", "an argument has no NUL")
+    for name, value in spec.env.items():
+        if "\0" in value:
+            wrong.add(f"/task/env/{_escape(name)}", "an environment value has no NUL")
+    for field, entries in (("env", spec.env), ("inputs", spec.inputs)):
+        if len(entries) > MAX_ENTRIES:
+            wrong.add(f"/task/{field}", f"more than {MAX_ENTRIES} entries")
+    for path in spec.inputs:
+        problem = path_problem(path)
+        if problem:
+            wrong.add(f"/task/inputs/{_escape(path)}", problem)
+    return CommandTask(
+        argv=tuple(spec.argv),
+        code=spec.code,
+        env=spec.env,
+        inputs=spec.inputs,
+        stdin=spec.stdin,
+        limits=None if spec.limits is None else _define_limits(spec.limits, wrong),
+        isolation=spec.isolation,
+    )
+
+
+def _define_limits(spec: LimitsSpec, wrong: _Complaints) -> Limits:
+    return Limits(
+        cpu=None if spec.cpu is None else wrong.duration("/task/limits/cpu", spec.cpu, least=1000),
+        memory=spec.memory,
+        file_size=spec.file_size,
+        open_files=spec.open_files,
+    )
+
+
+def path_problem(path: str) -> str | None:
+    """What is wrong with a relative file path from a client or a task, or None.
+
+    Accepted: at most 1,024 bytes, parts between single slashes, none of them empty, `.` or `..`, no control
+    characters, no backslash.
+    """
+    if len(path.encode("utf-8", "surrogatepass")) > 1024:
+        return "longer than 1,024 bytes"
+    if any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in path):
+        return "a path has no control characters"
+    if "\\" in path:
+        return "write paths with /, without \\"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "a relative path such as data/sales.csv, without empty, . or .. parts"
+    return None
+
+
+# -- changes ------------------------------------------------------------------------------------------------
+
+
+def patch_job(job: Job, patch: Any, *, now: int) -> Job:
+    """The next version of a job under a JSON merge patch (RFC 7396); `null` puts a field back to its default.
+
+    Read-only fields are refused unless they say what the job already says.
+    """
+    if not isinstance(patch, dict):
+        raise InvalidInput.at("", "a merge patch is a JSON object")
+    document = msgspec.to_builtins(contract.job_spec(job))
+    patch = dict(patch)
+    for name in contract.READ_ONLY:
+        if name in patch:
+            raise InvalidInput.at(f"/{name}", f"{name} is read-only; pause and resume have calls of their own")
+    task = patch.get("task")
+    if isinstance(task, dict) and task.get("kind", document["task"]["kind"]) != document["task"]["kind"]:
+        document["task"] = {}  # another kind of task shares no fields with the old one
+    merged = merge(document, patch)
+    return define_job(convert(merged, JobSpec), job_id=job.id, now=now, namespace=job.namespace, before=job)
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7396: objects merge member by member, null removes, anything else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge(result.get(name), value)
+    return result
