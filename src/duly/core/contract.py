@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from duly.core.errors import DulyError
 from duly.core.instants import format_duration, format_instant
 from duly.core.model import (
     Attempt,
@@ -497,6 +498,13 @@ class BlobView(View, frozen=True, kw_only=True):
     size: int
 
 
+class LogPiece(View, frozen=True, kw_only=True):
+    """Some bytes that a task wrote to one of its streams."""
+
+    stream: str
+    data: bytes
+
+
 class EventView(View, frozen=True, kw_only=True):
     """A thing that happened; `data` is the run or the job's id and facts."""
 
@@ -716,4 +724,23 @@ def worker_view(worker: Worker) -> WorkerView:
         labels=worker.labels,
         beat_at=format_instant(worker.beat_at),
         clock_offset_ms=worker.clock_offset / 1000,
+    )
+
+
+def problem(error: DulyError, *, prefix: str = "", request_id: str = "") -> Problem:
+    """An error as RFC 9457 problem details; `prefix` goes before the pointers of its fields."""
+    return Problem(
+        type=f"https://duly.dev/problems/{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        errors=[
+            FieldErrorView(
+                pointer=field.pointer if field.pointer.startswith(prefix) else prefix + field.pointer,
+                detail=field.detail,
+            )
+            for field in error.errors
+        ],
+        request_id=request_id,
     )

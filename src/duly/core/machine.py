@@ -312,7 +312,7 @@ def _try_again(run: Run, tried: Run, word: str, due_at: int) -> Transition:
 
 
 def _released(run: Run, job: Job, event: Released, now: int) -> Transition:
-    if run.cancel or job.state != "active":
+    if run.cancel or job.state == "deleted" or (job.state == "paused" and not run.manual and not run.attempts):
         why = run.cancel or f"job {job.state}"
         return _end(run, job, replace(run, state=RunState.CANCELLED, reason=why, finished_at=now), now)
     if event.started and job.delivery == "at_most_once":

@@ -17,7 +17,8 @@ from typing import Final, Literal, NewType
 
 import msgspec
 
-from duly.core.instants import DAY, HOUR, MINUTE, SECOND, compact_instant
+from duly.core.errors import InvalidInput
+from duly.core.instants import DAY, HOUR, MINUTE, SECOND, compact_instant, parse_compact_instant
 
 JobId = NewType("JobId", str)
 RunId = NewType("RunId", str)  # "<job id>@<scheduled_at, compact RFC 3339>": a run cannot exist twice
@@ -302,3 +303,14 @@ class Term(Frozen, frozen=True, kw_only=True):
     owner: str
     fence: int
     expires_at: int
+
+
+def parse_run_id(text: str) -> RunKey | None:
+    """(job_id, scheduled_at) of a run id, None for anything else."""
+    job_id, at, instant = text.partition("@")
+    if not at or len(text) > 200:
+        return None
+    try:
+        return (JobId(job_id), parse_compact_instant(instant))
+    except InvalidInput:
+        return None

@@ -6,6 +6,7 @@ import hashlib
 
 from msgspec.structs import replace
 
+from duly.core.errors import InvalidInput
 from duly.core.model import (
     SKIPPED_RECORDS,
     Job,
@@ -207,3 +208,27 @@ def late_cause(run: Run, told: LateCause | None) -> LateCause:
     if run.crashes:
         return "failover"
     return run.held_by or told or "unknown"
+
+
+def opening_run(job: Job, now: int) -> Run:
+    """The first run of a new job. Raises InvalidInput when its schedule has nothing (left) to run.
+
+    A one-time instant that has just passed is run at once, late; one further back than `catchup_window` is
+    taken for a mistake.
+    """
+    schedule = schedule_of(job)
+    if schedule.kind == "once":
+        run = once_run(job)
+        if run is None or run.scheduled_at < now - job.catchup_window:
+            raise InvalidInput.at("/schedule", "lies in the past, further back than catchup_window")
+        return run
+    first = first_run(job, now - 1)
+    if first is None:
+        raise InvalidInput.at("/schedule", "has no occurrence from now on (see start, end and calendar)")
+    return first
+
+
+def once_run(job: Job) -> Run | None:
+    """The single run of a one-time job, whether its instant has passed or not."""
+    at = schedule_of(job).next_after(-1)
+    return None if at is None else open_run(job, at, 1)

@@ -1,0 +1,137 @@
+"""What happens, for those who watch: a bounded log of events that streams follow, and waiters for a run's end.
+
+Feeding is cheap when nobody watches: runs are kept as they are and become views only on the way to a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from typing import Final
+
+import msgspec
+
+from duly.core import contract
+from duly.core.contract import EventView
+from duly.core.errors import Malformed
+from duly.core.instants import format_instant
+from duly.core.model import Job, Run, RunKey
+
+KEPT: Final = 10_000  # events that a reconnecting stream can still get
+BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, and is told
+
+
+class _Entry(msgspec.Struct):
+    number: int
+    kind: str
+    at: int
+    run: Run | None
+    job: Job | None
+    namespace: str
+    data: dict[str, object]
+
+
+class EventLog:
+    """The last events of this servicer, in order, and those who wait for them."""
+
+    def __init__(self, epoch: str) -> None:
+        """`epoch` tells the ids of this life from those of another."""
+        self._epoch = epoch
+        self._entries: deque[_Entry] = deque(maxlen=KEPT)
+        self._number = 0
+        self._news = asyncio.Event()
+        self._waiters: dict[RunKey, set[asyncio.Event]] = {}
+        self.progress: dict[RunKey, float] = {}
+        self._closed = False
+
+    def runs(self, kind: str, pairs: Iterable[tuple[Run, Job]], at: int) -> None:
+        """Runs that were opened, started or ended."""
+        for run, job in pairs:
+            self._number += 1
+            self._entries.append(_Entry(self._number, kind, at, run, None, job.namespace, {}))
+            if run.state.terminal:
+                self.progress.pop(run.key, None)
+                for waiter in self._waiters.pop(run.key, ()):
+                    waiter.set()
+        self._tell()
+
+    def job(self, kind: str, job: Job, at: int) -> None:
+        """A job that was created, changed or deleted."""
+        self._number += 1
+        self._entries.append(_Entry(self._number, kind, at, None, job, job.namespace, {}))
+        self._tell()
+
+    def progressed(self, run: Run, job: Job, share: float, message: str, at: int) -> None:
+        """A task says how far it is."""
+        if len(self.progress) < KEPT or run.key in self.progress:
+            self.progress[run.key] = share
+        self._number += 1
+        data: dict[str, object] = {"progress": share, "message": message}
+        self._entries.append(_Entry(self._number, "run.progress", at, run, None, job.namespace, data))
+        self._tell()
+
+    def close(self) -> None:
+        """End every stream."""
+        self._closed = True
+        self._tell()
+
+    def waiter(self, key: RunKey) -> asyncio.Event:
+        """An event that is set when this servicer sees the run end. Give it back with `forget`."""
+        event = asyncio.Event()
+        self._waiters.setdefault(key, set()).add(event)
+        return event
+
+    def forget(self, key: RunKey, event: asyncio.Event) -> None:
+        """The waiter is done."""
+        waiting = self._waiters.get(key)
+        if waiting is not None:
+            waiting.discard(event)
+            if not waiting:
+                del self._waiters[key]
+
+    async def follow(self, after: str | None, namespace: str | None) -> AsyncIterator[EventView]:
+        """Events as they come, from the one after `after` if it is still kept, else from now on."""
+        last = self._number if after is None else self._number_of(after)
+        while not self._closed:
+            news = self._news
+            if self._number - last > BEHIND and after is None:
+                skipped = self._number - last
+                last = self._number
+                yield EventView(id=f"{self._epoch}-{last}", type="stream.skipped", time="", data={"events": skipped})
+            for entry in self._since(last):
+                last = entry.number
+                if namespace is None or entry.namespace == namespace:
+                    yield self._view(entry)
+            after = None
+            if self._number == last:
+                await news.wait()
+
+    def _since(self, number: int) -> list[_Entry]:
+        behind = self._number - number
+        if behind <= 0:
+            return []
+        entries = self._entries
+        return [entries[index] for index in range(max(0, len(entries) - behind), len(entries))]
+
+    def _number_of(self, event_id: str) -> int:
+        epoch, _, number = event_id.rpartition("-")
+        if not number.isascii() or not number.isdigit() or len(number) > 18:
+            raise Malformed(f"Last-Event-ID {event_id[:80]!r} is not an id of this stream")
+        return min(int(number), self._number) if epoch == self._epoch else 0
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _view(self, entry: _Entry) -> EventView:
+        identity = f"{self._epoch}-{entry.number}"
+        time = format_instant(entry.at)
+        if entry.run is not None:
+            run = entry.run
+            data = entry.data or msgspec.to_builtins(contract.run_view(run))
+            return EventView(id=identity, type=entry.kind, time=time, run_id=run.id, job_id=run.job_id, data=data)
+        assert entry.job is not None
+        job = entry.job
+        facts = {"name": job.name, "state": job.state, "version": job.version}
+        return EventView(id=identity, type=entry.kind, time=time, job_id=job.id, data=facts)

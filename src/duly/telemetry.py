@@ -1,0 +1,139 @@
+"""Metric names, and the only functions that record them.
+
+Prometheus metrics live in a registry of this object's own, so that two dulys in one process stay apart.
+Lateness is counted for first attempts, in buckets from 1 ms to 60 s, and kept in a sketch for quantiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from duly.core.model import Run, RunState
+
+LATENESS_BUCKETS: Final = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+
+
+class LatenessSketch:
+    """Quantiles of lateness within 5 %: logarithmic buckets of µs, bounded in number.
+
+    After the idea of DDSketch (https://arxiv.org/abs/1908.10693): a bucket is a power of 1.1.
+    """
+
+    _GROWTH: Final = math.log(1.1)
+    _BUCKETS: Final = 256  # 1.1**256 µs is 11 hours; later than that is counted as that
+
+    def __init__(self) -> None:
+        self._counts = [0] * self._BUCKETS
+        self.count = 0
+        self.late = 0
+        self.largest = 0
+
+    def add(self, lateness: int, *, late: bool) -> None:
+        """Count one lateness in µs."""
+        index = 0 if lateness < 1 else min(self._BUCKETS - 1, int(math.log(lateness) / self._GROWTH) + 1)
+        self._counts[index] += 1
+        self.count += 1
+        self.late += late
+        self.largest = max(self.largest, lateness)
+
+    def quantile(self, share: float) -> int | None:
+        """The lateness in µs below which `share` of the runs started; None before the first."""
+        if not self.count:
+            return None
+        rank = share * self.count
+        seen = 0
+        for index, count in enumerate(self._counts):
+            seen += count
+            if seen >= rank:
+                return min(self.largest, int(math.exp(index * self._GROWTH)))
+        return self.largest
+
+
+class Telemetry:
+    """What one process counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.sketch = LatenessSketch()
+        self._lateness = Histogram(
+            "duly_lateness_seconds",
+            "First instruction minus due time, first attempts",
+            buckets=LATENESS_BUCKETS,
+            registry=self.registry,
+        )
+        self._late = Counter("duly_runs_late", "Runs past their max_lateness", ["cause"], registry=self.registry)
+        self._ended = Counter("duly_runs_ended", "Runs by how they ended", ["state"], registry=self.registry)
+        self._retried = Counter("duly_attempts_retried", "Attempts followed by another", registry=self.registry)
+        self._refused = Counter(
+            "duly_reports_refused", "Reports that changed nothing", ["code"], registry=self.registry
+        )
+        self._created = Counter("duly_jobs_created", "Jobs created", registry=self.registry)
+        self._dispatched = Counter("duly_runs_dispatched", "Attempts given to workers", registry=self.registry)
+        self._lost = Counter("duly_workers_lost", "Workers whose lease ended", registry=self.registry)
+        self._requests = Counter("duly_http_requests", "HTTP requests", ["operation", "status"], registry=self.registry)
+        self._agenda = Gauge("duly_agenda_runs", "Runs in the scheduler's window", ["shard"], registry=self.registry)
+        self._fence = Gauge(
+            "duly_term_fence", "Fence of the term held, or 0", ["shard"], registry=self.registry
+        )
+        self._ended_by_state = {state: self._ended.labels(state.word) for state in RunState if state.terminal}
+
+    def runs_ended(self, runs: Iterable[Run]) -> None:
+        """Runs that a commit has ended."""
+        counts: dict[RunState, int] = {}
+        for run in runs:
+            counts[run.state] = counts.get(run.state, 0) + 1
+        for state, count in counts.items():
+            self._ended_by_state[state].inc(count)
+
+    def runs_started(self, runs: Iterable[Run]) -> None:
+        """Runs whose first attempt was seen to start for the first time."""
+        for run in runs:
+            if run.lateness is None:
+                continue
+            self._lateness.observe(max(0, run.lateness) / 1e6)
+            self.sketch.add(run.lateness, late=run.late)
+            if run.late:
+                self._late.labels(run.late_cause or "unknown").inc()
+
+    def attempt_retried(self, count: int = 1) -> None:
+        """Attempts after which the run waits again."""
+        self._retried.inc(count)
+
+    def report_refused(self, code: str) -> None:
+        """A report that changed nothing."""
+        self._refused.labels(code).inc()
+
+    def jobs_created(self, count: int) -> None:
+        """Jobs that were written."""
+        self._created.inc(count)
+
+    def runs_dispatched(self, count: int) -> None:
+        """Attempts given to workers."""
+        self._dispatched.inc(count)
+
+    def worker_lost(self, count: int = 1) -> None:
+        """Workers whose lease ended."""
+        self._lost.inc(count)
+
+    def request(self, operation: str, status: int) -> None:
+        """An HTTP request that was answered."""
+        self._requests.labels(operation, str(status)).inc()
+
+    def agenda(self, shard: str, runs: int) -> None:
+        """The size of a scheduler's window."""
+        self._agenda.labels(shard).set(runs)
+
+    def fence(self, shard: str, fence: int) -> None:
+        """The fence that this process holds on a shard, 0 for none."""
+        self._fence.labels(shard).set(fence)
+
+    def render(self) -> tuple[bytes, str]:
+        """All metrics in the Prometheus text format, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
