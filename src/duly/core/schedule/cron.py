@@ -315,21 +315,21 @@ class _Item:
             if step is None:
                 value = low + digest() % (high - low + 1)
                 return range(value, value + 1), str(value)
-            start = low + digest() % min(step, high - low + 1)
-            return range(start, high + 1, step), f"{start}-{high}/{step}"
+            first = low + digest() % min(step, high - low + 1)
+            return range(first, high + 1, step), f"{first}-{high}/{step}"
         low = self.number(self.group("low"))
         if not self.group("high"):
             if step is None:
                 return range(low, low + 1), str(low)
             return range(low, kind.high + 1, step), f"{low}/{step}"
         high = self.number(self.group("high"))
-        if kind is _WEEKDAY and high == 0:
+        if kind is _WEEKDAY and high == 0 < low:
             high = 7  # FRI-SUN
         if high < low:
             start, end = self.group("low"), self.group("high")
             named = bool(kind.names) and not start.isdigit()
-            first, last = (kind.names[0], kind.names[-1]) if named else (str(kind.low), str(kind.high))
-            raise self.error(f"the range {start}-{end} runs backwards", f"{start}-{last},{first}-{end}")
+            bottom, top = (kind.names[0], kind.names[-1]) if named else (str(kind.low), str(kind.high))
+            raise self.error(f"the range {start}-{end} runs backwards", f"{start}-{top},{bottom}-{end}")
         return range(low, high + 1, step or 1), f"{low}-{high}" + (f"/{step}" if step else "")
 
     def step(self) -> int | None:

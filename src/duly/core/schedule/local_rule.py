@@ -160,11 +160,12 @@ class LocalRule:
                     found = moved
             if found is not None:
                 return found if found <= LAST_SECOND else None
-            if wall is None and stretch.end - low > _NEAR:
+            if stretch.end - low <= _NEAR:
+                low = stretch.end  # the clock may be set back there, and walls before `begin` come again
+            elif wall is None:
                 return None
-            low = stretch.end
-            if wall is not None:
-                low = max(low, wall - stretch.offset - _NEAR)
+            else:
+                low = max(stretch.end, wall - stretch.offset - _NEAR)
         return None
 
     def until(self, second: int) -> int | None:
@@ -186,11 +187,12 @@ class LocalRule:
                     found = moved
             if found is not None:
                 return found if found >= 0 else None
-            if wall is None and high - stretch.start > _NEAR:
+            if high - stretch.start <= _NEAR:
+                high = stretch.start - 1  # the clock may have been set back there, and later walls come before it
+            elif wall is None:
                 return None
-            high = stretch.start - 1
-            if wall is not None:
-                high = min(high, wall - stretch.offset + _NEAR)
+            else:
+                high = min(stretch.start - 1, wall - stretch.offset + _NEAR)
         return None
 
     def _moved_from(self, stretch: Stretch, low: int) -> int | None:
