@@ -1,0 +1,55 @@
+"""The keeper: removes finished runs beyond what their jobs keep, and blobs that nothing refers to any more."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from duly.core.errors import DulyError
+from duly.core.instants import HOUR, MINUTE, SECOND
+from duly.ports import Blobs, Clock, Store
+from duly.roles.loop import Loop
+
+log = logging.getLogger("duly.keeper")
+
+STEP: Final = 1_000  # runs removed in one commit, so that no write waits long behind it
+UNUSED_FOR: Final = HOUR  # an upload may be this much older than the job that will name it
+
+
+class Keeper(Loop):
+    """Retention, in small steps, every `interval` µs."""
+
+    def __init__(self, *, store: Store, blobs: Blobs, clock: Clock, interval: int = MINUTE) -> None:
+        super().__init__("keeper")
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._interval = interval
+
+    async def _up(self) -> None:
+        self.spawn(self._work(), "work")
+
+    async def _work(self) -> None:
+        while self.state == "started":
+            await self._clock.sleep(self._interval)
+            try:
+                await self.tidy()
+            except DulyError as error:
+                log.warning("retention waits: %s", error)
+
+    async def tidy(self, *, unused_for: int = UNUSED_FOR) -> tuple[int, int]:
+        """One whole pass; returns (runs removed, blobs removed). Orphans too young to go are met again when the
+        next run or job that named them is pruned, or by the sweep of the blob store."""
+        runs = blobs = 0
+        more = True
+        while more and self.state != "stopped":
+            pruned = await self._store.prune(STEP)
+            runs += pruned.runs
+            more = pruned.more
+            if pruned.orphans:
+                still_used = await self._store.referred(pruned.orphans)
+                orphans = [digest for digest in pruned.orphans if digest not in still_used]
+                blobs += await self._blobs.delete(orphans, unused_for=unused_for)
+            if more:
+                await self._clock.sleep(SECOND // 100)
+        return runs, blobs

@@ -1,0 +1,459 @@
+"""The scheduler of one shard: holds its term, keeps the near future in memory, and hands runs out ahead of time.
+
+    standby ──hold granted──▶ leading ──renewed at a third of the ttl──▶ leading
+       ▲                        │ fenced, or not renewed in time
+       └────────────────────────┘
+
+While leading, one loop does it all: refill the agenda from the store (the safety net, once a second), pick what
+is within the lead, write the dispatches and next runs in one commit under the fence, and only then tell the
+workers. Hints and ended attempts come in between and wake it; nothing polls on the way to a start. Trust in the
+term ends `MARGIN` before the lease does, by this node's monotonic clock, which may only make it stop sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from duly.core.agenda import Agenda, Placement
+from duly.core.errors import DulyError, Fenced
+from duly.core.instants import MILLISECOND, SECOND
+from duly.core.machine import CancelAsked, Dispatch, Overlapped, Refusal, Transition, WorkerLost, step
+from duly.core.messages import (
+    MAX_ASSIGN,
+    AnyMessage,
+    Assign,
+    Assignment,
+    Beat,
+    BeatAnswer,
+    Cancel,
+    Ended,
+    Hint,
+    beats,
+    hints,
+    inbox,
+)
+from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
+from duly.ports import Broker, Clock, Store, Subscription
+from duly.roles.loop import Loop
+from duly.telemetry import Telemetry
+
+log = logging.getLogger("duly.scheduler")
+
+MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
+WINDOW: Final = 5 * SECOND  # how far ahead the agenda looks
+REFILL_EVERY: Final = SECOND
+RECOVER_EVERY: Final = SECOND
+PAGE: Final = 4_096
+IN_FLIGHT: Final = 4  # dispatch commits under way at once
+UNDELIVERED_AFTER: Final = 3 * SECOND
+
+
+class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """µs each. `lead`: how long before its instant a run is handed out."""
+
+    lead: int = 500 * MILLISECOND
+    term_ttl: int = 3 * SECOND
+    worker_ttl: int = 5 * SECOND
+
+
+class _Sent(msgspec.Struct):
+    """An Assign that a worker has not confirmed yet."""
+
+    number: int
+    at: int
+    attempts: tuple[tuple[RunKey, int], ...]
+
+
+class Scheduler(Loop):
+    """One shard's scheduler; standing by while another holds the term."""
+
+    def __init__(
+        self,
+        *,
+        shard: str,
+        owner: str,
+        store: Store,
+        broker: Broker,
+        clock: Clock,
+        telemetry: Telemetry,
+        dice: Callable[[], float],
+        settings: SchedulerSettings | None = None,
+    ) -> None:
+        super().__init__(f"scheduler {shard}")
+        self.shard = shard
+        self.owner = owner
+        self.term: Term | None = None
+        self._store = store
+        self._broker = broker
+        self._clock = clock
+        self._telemetry = telemetry
+        self._dice = dice
+        self._settings = settings or SchedulerSettings()
+        self._agenda = Agenda()
+        self._wake = asyncio.Event()
+        self._trusted_until = 0
+        self._next_renewal = 0
+        self._next_refill = 0
+        self._next_recovery = 0
+        self._cursor: tuple[int, str, int] | None = None
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._numbers: dict[WorkerId, int] = {}
+        self._unconfirmed: dict[WorkerId, list[_Sent]] = {}
+        self._subscriptions: list[Subscription] = []
+
+    @property
+    def leading(self) -> bool:
+        """True while the term is held and trusted."""
+        return self.term is not None and self._clock.monotonic() < self._trusted_until
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    async def _up(self) -> None:
+        self._subscriptions.append(await self._broker.subscribe(hints(self.shard), self._hinted))
+        self._subscriptions.append(await self._broker.subscribe(beats(self.shard), self._beaten))
+        self.spawn(self._work(), "work")
+
+    async def _drain(self) -> None:
+        """Hand the term over at once."""
+        await self._settle()
+        await self._release()
+
+    async def _down(self) -> None:
+        for subscription in self._subscriptions:
+            await subscription.stop()
+        self._subscriptions.clear()
+        await self._settle()
+        await self._release()
+
+    async def _release(self) -> None:
+        if self.term is None:
+            return
+        self._step_down("shutting down")
+        try:
+            await self._store.hold(self.shard, self.owner, 0, release=True)
+        except DulyError as error:
+            log.warning("shard %s: the term was not released, it will run out: %s", self.shard, error)
+
+    async def _settle(self) -> None:
+        if self._in_flight:
+            await asyncio.gather(*self._in_flight, return_exceptions=True)
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while self.state == "started":
+            try:
+                if not await self._held():
+                    await self._clock.wait(self._wake, self._settings.term_ttl // 6)
+                    self._wake.clear()
+                    continue
+                await self._turn()
+            except Fenced:
+                self._step_down("fenced")
+            except DulyError as error:
+                log.warning("shard %s: %s; trying again", self.shard, error)
+                await self._clock.sleep(100 * MILLISECOND)
+
+    async def _held(self) -> bool:
+        """Take or renew the term when it is time; True while it is held and trusted."""
+        asked_at = self._clock.monotonic()
+        if self.term is not None and asked_at < self._next_renewal:
+            return True
+        if self.term is not None and asked_at >= self._trusted_until:
+            self._step_down("not renewed in time")
+        ttl = self._settings.term_ttl
+        term = await self._store.hold(self.shard, self.owner, ttl)
+        if term.owner != self.owner:
+            self._step_down(f"held by {term.owner}")
+            return False
+        self._trusted_until = asked_at + ttl - MARGIN
+        self._next_renewal = asked_at + ttl // 3
+        if self.term is None or self.term.fence != term.fence:
+            self.term = term
+            await self._take_over()
+        self.term = term
+        return self.leading
+
+    def _step_down(self, why: str) -> None:
+        if self.term is not None:
+            log.info("shard %s: no longer leading: %s", self.shard, why)
+            self._telemetry.fence(self.shard, 0)
+        self.term = None
+        self._agenda.clear()
+        self._unconfirmed.clear()
+        self._cursor = None
+
+    async def _take_over(self) -> None:
+        """Read what is out, so that overlap and slots are known from the first dispatch on."""
+        assert self.term is not None
+        log.info("shard %s: leading as %s, fence %d", self.shard, self.owner, self.term.fence)
+        self._telemetry.fence(self.shard, self.term.fence)
+        self._agenda.clear()
+        self._cursor = None
+        after: RunKey | None = None
+        while True:
+            page = await self._store.active(self.shard, after, PAGE)
+            self._agenda.take_over(page)
+            if len(page) < PAGE:
+                break
+            after = page[-1][0].key
+        self._next_refill = self._next_recovery = 0
+
+    async def _turn(self) -> None:
+        """One round: refill, recover, decide overlaps, dispatch; then wait for the next thing to do."""
+        self._wake.clear()
+        now = await self._store.now(self.shard)
+        monotonic = self._clock.monotonic()
+        if monotonic >= self._next_refill or (len(self._agenda) < PAGE // 4 and self._cursor is not None):
+            await self._refill(now, monotonic)
+        if monotonic >= self._next_recovery:
+            self._next_recovery = monotonic + RECOVER_EVERY
+            await self._recover(now)
+        await self._decide_overlaps(now)
+        while len(self._in_flight) < IN_FLIGHT:
+            placements = self._agenda.pick(now, self._settings.lead, MAX_ASSIGN)
+            if not placements:
+                break
+            self._start_dispatch(placements, now)
+        if self._in_flight and len(self._in_flight) >= IN_FLIGHT:
+            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+            return
+        await self._clock.wait(self._wake, self._pause(now, monotonic))
+
+    def _pause(self, now: int, monotonic: int) -> int:
+        """µs until there is something to do without being woken."""
+        until = min(self._next_refill, self._next_recovery, self._next_renewal) - monotonic
+        next_wake = self._agenda.next_wake(self._settings.lead)
+        if next_wake is not None:
+            until = min(until, next_wake - now)
+        return max(0, until)
+
+    async def _refill(self, now: int, monotonic: int) -> None:
+        """Read waiting runs of the window: on from the last page while there is more, else from the start."""
+        if monotonic >= self._next_refill:
+            self._next_refill = monotonic + REFILL_EVERY
+            self._cursor = None
+        room = min(PAGE, self._agenda.room)
+        if room <= 0:
+            return
+        after = None if self._cursor is None else self._cursor
+        page = await self._store.due(self.shard, now + WINDOW, after, room)  # type: ignore[arg-type]
+        self._agenda.add(page, now)
+        last = page[-1][0] if len(page) == room else None
+        self._cursor = None if last is None else (last.due_at, last.job_id, last.scheduled_at)
+        self._telemetry.agenda(self.shard, len(self._agenda))
+
+    # -- dispatching ----------------------------------------------------------------------------------------
+
+    def _start_dispatch(self, placements: list[Placement], now: int) -> None:
+        task = self.spawn(self._dispatch(placements, now), "dispatch")
+        self._in_flight.add(task)
+        task.add_done_callback(self._dispatched)
+
+    def _dispatched(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._wake.set()
+
+    async def _dispatch(self, placements: list[Placement], now: int) -> None:
+        """Commit the dispatches, then tell the workers: what is not committed is never sent."""
+        transitions: list[Transition] = []
+        given: list[Placement] = []
+        for placement in placements:
+            event = Dispatch(placement.worker, placement.held_by)
+            outcome = step(placement.run, placement.job, event, now)
+            if isinstance(outcome, Refusal):
+                self._agenda.ended(placement.run.key, placement.run.attempt + 1)
+                continue
+            transitions.append(outcome)
+            given.append(placement)
+        try:
+            losers = set(await self._apply(transitions))
+        except BaseException:
+            for placement in given:  # the store knows what became of them; the refill brings back what waits
+                self._agenda.ended(placement.run.key, placement.run.attempt + 1)
+            raise
+        batches: dict[WorkerId, list[Assignment]] = {}
+        opened: list[tuple[Run, Job]] = []
+        sent = 0
+        for index, (transition, placement) in enumerate(zip(transitions, given, strict=True)):
+            run = transition.run
+            if index in losers:
+                self._agenda.ended(run.key, placement.run.attempt + 1)
+                continue
+            opened.extend((following, placement.job) for following in transition.opened)
+            if run.state == RunState.DISPATCHED:
+                batches.setdefault(placement.worker, []).append(Assignment(run, placement.job))
+                sent += 1
+            else:
+                self._agenda.ended(run.key, placement.run.attempt + 1)
+                self._telemetry.runs_ended([run])
+        self._agenda.add([pair for pair in opened if self._is_near(pair[0], now)], now)
+        for worker, batch in batches.items():
+            await self._assign(worker, batch)
+        self._telemetry.runs_dispatched(sent)
+
+    def _is_near(self, run: Run, now: int) -> bool:
+        return run.state == RunState.WAITING and run.due_at <= now + WINDOW
+
+    async def _apply(self, transitions: Sequence[Transition]) -> list[int]:
+        if not transitions:
+            return []
+        if self.term is None or not self.leading:
+            raise Fenced("the term ran out before the commit")
+        try:
+            return await self._store.apply(transitions, shard=self.shard, fence=self.term.fence)
+        except Fenced:
+            self._step_down("fenced")
+            raise
+
+    async def _assign(self, worker: WorkerId, batch: list[Assignment]) -> None:
+        if self.term is None:
+            return
+        number = self._numbers.get(worker, 0) + 1
+        self._numbers[worker] = number
+        attempts = tuple((assignment.run.key, assignment.run.attempt) for assignment in batch)
+        self._unconfirmed.setdefault(worker, []).append(_Sent(number, self._clock.monotonic(), attempts))
+        message = Assign(shard=self.shard, fence=self.term.fence, number=number, batch=tuple(batch))
+        await self._broker.publish(inbox(worker), message)
+
+    # -- overlap and recovery -------------------------------------------------------------------------------
+
+    async def _decide_overlaps(self, now: int) -> None:
+        """Runs that are due while their job's previous run is out: skipped, kept waiting, or it is cancelled."""
+        for run, job, out in list(self._agenda.overlapped(now)):
+            outcome = step(run, job, Overlapped(), now)
+            if isinstance(outcome, Transition):
+                self._agenda.forget(run.key)
+                if not await self._apply([outcome]):
+                    self._telemetry.runs_ended([outcome.run])
+                    self._agenda.add([(opened, job) for opened in outcome.opened if self._is_near(opened, now)], now)
+            elif job.overlap == "cancel_running":
+                for key, attempt, worker in out:
+                    await self._cancel(key, attempt, worker, now)
+
+    async def _cancel(self, key: RunKey, attempt: int, worker: WorkerId, now: int) -> None:
+        found = (await self._store.load([key]))[0]
+        if found is None or not found[0].state.active:
+            self._agenda.ended(key, attempt)
+            return
+        reason = "overlap: the next run is due"
+        outcome = step(found[0], found[1], CancelAsked(reason), now)
+        if isinstance(outcome, Transition):
+            await self._apply([outcome])
+        await self._broker.publish(inbox(worker), Cancel(key=key, attempt=attempt, reason=reason))
+
+    async def _recover(self, now: int) -> None:
+        """Runs whose worker's lease has ended become new attempts, or what their job says."""
+        while True:
+            page = await self._store.expired(self.shard, MAX_ASSIGN)
+            if not page:
+                return
+            transitions: list[Transition] = []
+            pairs: list[tuple[Run, Job]] = []
+            for run, job, worker in page:
+                lease_until = now if worker is None else worker.lease_until
+                event = WorkerLost(attempt=run.attempt, worker=run.worker, lease_until=lease_until)
+                outcome = step(run, job, event, now, self._dice())
+                if isinstance(outcome, Transition):
+                    transitions.append(outcome)
+                    pairs.append((run, job))
+                if run.worker in self._agenda.seats:
+                    self._agenda.unseat(run.worker)
+                    self._telemetry.worker_lost()
+            await self._carry_out(transitions, pairs, now)
+            if len(page) < MAX_ASSIGN or not transitions:
+                return
+
+    async def _carry_out(self, transitions: list[Transition], pairs: list[tuple[Run, Job]], now: int) -> None:
+        """Apply what recovery decided, and take into the agenda what waits again."""
+        losers = set(await self._apply(transitions))
+        for index, (transition, (run, job)) in enumerate(zip(transitions, pairs, strict=True)):
+            self._agenda.ended(run.key, run.attempt)
+            if index in losers:
+                continue
+            if transition.run.state.terminal:
+                self._telemetry.runs_ended([transition.run])
+            else:
+                self._telemetry.attempt_retried()
+            opened = [transition.run, *transition.opened]
+            self._agenda.add([(each, job) for each in opened if self._is_near(each, now)], now)
+
+    async def _redeliver(self, worker: WorkerId, seen: int, now: int) -> None:
+        """Attempts of Assigns that the worker has not seen after a while never arrived: they wait again."""
+        waiting = self._unconfirmed.get(worker)
+        if not waiting:
+            return
+        monotonic = self._clock.monotonic()
+        kept = [sent for sent in waiting if sent.number > seen]
+        overdue = [sent for sent in kept if monotonic - sent.at > UNDELIVERED_AFTER]
+        self._unconfirmed[worker] = [sent for sent in kept if sent not in overdue]
+        keys = [pair for sent in overdue for pair in sent.attempts]
+        if not keys:
+            return
+        found = await self._store.load([key for key, _ in keys])
+        transitions: list[Transition] = []
+        pairs: list[tuple[Run, Job]] = []
+        for (_, attempt), pair in zip(keys, found, strict=True):
+            if pair is None:
+                continue
+            event = WorkerLost(attempt=attempt, worker=worker, lease_until=now, delivered=False)
+            outcome = step(pair[0], pair[1], event, now)
+            if isinstance(outcome, Transition):
+                transitions.append(outcome)
+                pairs.append(pair)
+        await self._carry_out(transitions, pairs, now)
+
+    # -- what others tell -----------------------------------------------------------------------------------
+
+    async def _hinted(self, message: AnyMessage) -> None:
+        """New or changed runs, or ended attempts. Told to a standby, it only shortens nothing."""
+        if self.term is None:
+            return
+        now = await self._store.now(self.shard)
+        match message:
+            case Hint(shard=self.shard):
+                for job_id in message.changed:
+                    self._agenda.forget_job(job_id)
+                self._agenda.add([pair for pair in message.runs if self._is_near(pair[0], now)], now)
+            case Ended(shard=self.shard):
+                for key, attempt in message.keys:
+                    self._agenda.ended(key, attempt)
+                self._agenda.offer(message.worker, message.capacity)
+                self._agenda.add([pair for pair in message.opened if self._is_near(pair[0], now)], now)
+            case _:
+                return
+        self._wake.set()
+
+    async def _beaten(self, message: AnyMessage) -> AnyMessage | None:
+        """A worker lives: its lease is written, its seat is corrected, and it is told what it must drop."""
+        if not isinstance(message, Beat) or not self.leading:
+            return None
+        written = await self._store.beat(self.shard, message.worker, self._settings.worker_ttl)
+        now = await self._store.now(self.shard)
+        if written.state == "lost" or written.lease_until <= now:
+            self._agenda.unseat(written.id)
+            return BeatAnswer(shard=self.shard, now=now, lease_until=written.lease_until, stale=message.held)
+        self._agenda.seat(written, message.capacity)
+        await self._redeliver(written.id, message.seen.get(self.shard, 0), now)
+        stale = await self._stale(written.id, message.held)
+        self._wake.set()
+        return BeatAnswer(shard=self.shard, now=now, lease_until=written.lease_until, stale=stale)
+
+    async def _stale(self, worker: WorkerId, held: tuple[tuple[RunKey, int], ...]) -> tuple[tuple[RunKey, int], ...]:
+        """Of the attempts that a worker holds, those that the store has ended or given to another."""
+        unknown = [pair for pair in held if not self._agenda.is_out(*pair)]
+        if not unknown:
+            return ()
+        found = await self._store.load([key for key, _ in unknown])
+        stale = []
+        for (key, attempt), pair in zip(unknown, found, strict=True):
+            run = None if pair is None else pair[0]
+            current = run is not None and run.state.active and run.attempt == attempt and run.worker == worker
+            if not current:
+                stale.append((key, attempt))
+        return tuple(stale)
