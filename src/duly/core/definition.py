@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
@@ -18,13 +18,19 @@ from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, Lim
 from duly.core.errors import FieldError, InvalidInput, Malformed, TooLarge
 from duly.core.instants import DAY, parse_duration, parse_instant
 from duly.core.model import (
+    Backoff,
     CommandTask,
+    Delivery,
+    Dst,
     FunctionTask,
     HttpTask,
+    Isolation,
     Job,
     JobId,
     Keep,
     Limits,
+    Misfire,
+    Overlap,
     Retry,
     Task,
 )
@@ -32,6 +38,19 @@ from duly.core.model import (
 MAX_JOB_BYTES: Final = 256 * 1024
 MAX_LABELS: Final = 64
 MAX_ENTRIES: Final = 1_000  # of env, inputs, headers, kwargs
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "kind": ("function", "command", "http"),
+    "dst": get_args(Dst),
+    "misfire": get_args(Misfire),
+    "overlap": get_args(Overlap),
+    "delivery": get_args(Delivery),
+    "backoff": get_args(Backoff),
+    "isolation": get_args(Isolation),
+    "state": get_args(contract.JobStateName),
+    "action": ("pause", "resume", "delete", "trigger"),
+    "mode": ("sync", "async"),
+}
 
 T = TypeVar("T")
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
@@ -104,6 +123,11 @@ def complaint(error: msgspec.ValidationError, prefix: str = "") -> InvalidInput:
     if missing:
         name = missing.group(1)
         return InvalidInput.at(f"{pointer}/{_escape(name)}", f"{name} is required")
+    choices = _CHOICES.get(pointer.rpartition("/")[2])
+    if choices and text.startswith("Invalid"):
+        return InvalidInput.at(
+            pointer, f"one of {', '.join(choices[:-1])} or {choices[-1]}; {text[:1].lower()}{text[1:]}"
+        )
     return InvalidInput.at(pointer, text[:1].lower() + text[1:])
 
 
