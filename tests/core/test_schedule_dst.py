@@ -225,7 +225,7 @@ def gap_end(wall: datetime, info: ZoneInfo) -> int:
 
 def expected(expression: str, zone: str, day: str, dst: str) -> list[int]:
     """The instants at which the expression fires around the day, by scanning."""
-    cron = CronSim(expression, datetime(2000, 1, 1))  # for its reading of the fields only
+    cron = CronSim(expression, datetime.fromisoformat("2000-01-01"))  # for its reading of the fields only
     minute, hour = expression.split()[:2]
 
     days = {wall.date() for wall, *_ in by_wall(zone, day)}

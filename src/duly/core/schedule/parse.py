@@ -179,7 +179,8 @@ class _Parser:
         return self.made("once", Once(at), describe.once(at, self.zone), position)
 
     def instant(self, text: str, at: int) -> int:
-        if _LOCAL_TIME.fullmatch(text) and not re.search(r"([Zz]|[+-][0-9]{2}:?[0-9]{2})$", text[10:]):
+        match = _LOCAL_TIME.fullmatch(text)
+        if match is not None and not match.group(6):
             self.refuse(at, "a time without offset; with `at` before it, it is a local time", f"at {text[:16]}")
         try:
             return parse_instant(text)
