@@ -18,12 +18,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import httpx2
-import msgspec
 
 from duly.core import errors
-from duly.core.contract import Problem
-from duly.core.errors import DulyError, FieldError, OutcomeUnknown, TimedOut, Unavailable
+from duly.core.errors import DulyError, OutcomeUnknown, Unavailable
 from duly.faces.transport import DEFAULT_URL, BlobSource
+from duly.faces.wire_errors import problem_error
 
 TRIES: Final = 4  # rounds over the servicers
 FIRST_PAUSE: Final = 0.1  # seconds; doubles each round, drawn between half and the whole
@@ -83,16 +82,20 @@ class Exchange:
         headers: dict[str, str] | None = None,
         repeat: bool = True,
         gone: bool = False,
+        renew: Callable[[], dict[str, str]] | None = None,
     ) -> tuple[int, bytes]:
         """Status and content of an answer below 300; other answers are raised as what they say.
 
         `repeat`: it may be sent again when nobody knows whether it was done. `gone`: then 404 means that it was.
+        `renew` gives headers for a new try, as long as it is certain that nothing was done.
         """
         pause, doubtful = FIRST_PAUSE, False
         problem: DulyError = Unavailable()
         for turn in range(self._tries):
             wanted = 0.0
             for url in self._order():
+                if renew is not None and not doubtful:
+                    headers = renew()
                 try:
                     return await self._once(url, method, path, body, params, headers or {})
                 except errors.NotFound:
@@ -198,55 +201,3 @@ def _translated(url: str) -> Iterator[None]:
         raise OutcomeUnknown(f"the connection to {url} broke off: {error}", retry_after=None) from error
     except httpx2.InvalidURL as error:
         raise errors.InvalidInput(f"not an address: {url!r}") from error
-
-
-# -- errors back from the wire ------------------------------------------------------------------------------
-
-
-def _classes(root: type[DulyError]) -> dict[str, type[DulyError]]:
-    found = {root.code: root}
-    for kind in root.__subclasses__():
-        if kind.__module__ == errors.__name__:
-            found |= _classes(kind)
-    return found
-
-
-_BY_CODE: Final = _classes(DulyError)
-_BY_STATUS: Final[dict[int, type[DulyError]]] = {
-    400: errors.Malformed,
-    401: errors.Unauthenticated,
-    403: errors.Forbidden,
-    404: errors.NotFound,
-    409: errors.Conflict,
-    412: errors.PreconditionFailed,
-    413: errors.TooLarge,
-    422: errors.InvalidInput,
-    429: errors.Overloaded,
-    502: OutcomeUnknown,  # a proxy lost the servicer while it was at work
-    503: Unavailable,
-    504: TimedOut,
-    507: errors.StorageFull,
-}
-
-
-def problem_error(status: int, content: bytes, retry_after: str | None) -> DulyError:
-    """The error that a problem+json body stands for; for other bodies, as of a proxy, the one of the status."""
-    seconds = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
-    try:
-        problem = msgspec.json.decode(content, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _BY_STATUS.get(status, DulyError)(f"answered with status {status}", retry_after=seconds)
-    fields = tuple(FieldError(entry.pointer, entry.detail) for entry in problem.errors)
-    return rebuilt(problem.code, status, problem.detail, fields, seconds)
-
-
-def rebuilt(
-    code: str, status: int, detail: str, fields: tuple[FieldError, ...], retry_after: float | None
-) -> DulyError:
-    """An error of the class that has this code, else of the class of this status."""
-    kind = _BY_CODE.get(code) or _BY_STATUS.get(status, DulyError)
-    if issubclass(kind, errors.ScheduleError):  # made from a reason and a position, which the detail already tells
-        error: DulyError = kind(detail)
-        error.detail, error.errors, error.args = detail, fields, (detail,)
-        return error
-    return kind(detail, errors=fields, retry_after=retry_after)

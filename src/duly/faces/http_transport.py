@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
@@ -56,10 +57,12 @@ class HttpTransport:
     # -- jobs -----------------------------------------------------------------------------------------------
 
     async def create_job(self, spec: JobSpec, *, key: str | None) -> tuple[JobView, bool]:
-        headers = {} if key is None else {"Idempotency-Key": key}
-        body = _encode(spec)
-        send = self._exchange.send
-        status, content = await send("POST", "/v1/jobs", body=body, headers=headers, repeat=key is not None)
+        def renew() -> dict[str, str]:
+            # A key of our own makes the call safe to repeat. Its job may belong to a shard that is down: then
+            # nothing was done, and another key finds another shard.
+            return {"Idempotency-Key": uuid.uuid4().hex if key is None else key}
+
+        status, content = await self._exchange.send("POST", "/v1/jobs", body=_encode(spec), renew=renew)
         return _decode(content, JobView), status == 201
 
     async def create_jobs(self, specs: Sequence[JobSpec]) -> BatchView:
