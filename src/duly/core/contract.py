@@ -160,6 +160,7 @@ class JobSpec(Wire, frozen=True, kw_only=True):
     delivery: Delivery = "at_least_once"
     requires: Labels = {}
     keep: KeepSpec = KeepSpec()
+    paused: bool = False
 
 
 class LastRun(View, frozen=True, kw_only=True):
@@ -196,6 +197,7 @@ class JobView(View, frozen=True, kw_only=True):
     delivery: Delivery
     requires: dict[str, str]
     keep: KeepSpec
+    paused: bool
     state: JobStateName
     version: int
     next_run_at: str | None
@@ -603,6 +605,7 @@ def job_spec(job: Job) -> JobSpec:
         delivery=job.delivery,
         requires=job.requires,
         keep=KeepSpec(runs=job.keep.runs, age=format_duration(job.keep.age)),
+        paused=job.state == "paused",
     )
 
 

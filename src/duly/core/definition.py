@@ -234,7 +234,7 @@ def define_job(
         delivery=spec.delivery,
         requires=spec.requires,
         keep=Keep(runs=spec.keep.runs, age=wrong.duration("/keep/for", spec.keep.age)),
-        state="active" if before is None else before.state,
+        state="deleted" if before is not None and before.state == "deleted" else "paused" if spec.paused else "active",
         version=1 if before is None else before.version + 1,
         created_at=now if before is None else before.created_at,
         updated_at=now,
@@ -339,7 +339,7 @@ def patch_job(job: Job, patch: Any, *, now: int) -> Job:
     patch = dict(patch)
     for name in contract.READ_ONLY:
         if name in patch:
-            raise InvalidInput.at(f"/{name}", f"{name} is read-only; pause and resume have calls of their own")
+            raise InvalidInput.at(f"/{name}", f"{name} is read-only (to pause a job, set paused)")
     task = patch.get("task")
     if isinstance(task, dict) and task.get("kind", document["task"]["kind"]) != document["task"]["kind"]:
         document["task"] = {}  # another kind of task shares no fields with the old one

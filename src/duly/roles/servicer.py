@@ -163,16 +163,17 @@ class Servicer:
                 job = define_job(
                     spec, job_id=job_id, now=now, namespace=namespace, body_digest=body_digest if key else ""
                 )
-                first = policy.opening_run(job, now)
-                existing = (await self._store.create([(job, [first])]))[0]
+                opened = _opened(job, now)
+                existing = (await self._store.create([(job, opened)]))[0]
             except Unavailable as error:
                 last = error
                 continue
             if existing is None:
-                await self._hint([(first, job)], now)
+                await self._hint([(run, job) for run in opened], now)
                 self.telemetry.jobs_created(1)
                 self.event_log.job("job.created", job, now)
-                return _view(JobRow(job, first.due_at, None, finished=False)), True
+                next_run_at = opened[0].due_at if opened else None
+                return _view(JobRow(job, next_run_at, None, finished=not opened)), True
             if existing.body_digest != body_digest:
                 raise IdempotencyKeyReused
             return await self.get_job(job_id, namespace=namespace), False
@@ -182,7 +183,7 @@ class Servicer:
         """Create many jobs; one result each, in order. One bad job does not spoil the others."""
         results: list[BatchItem | None] = [None] * len(bodies)
         now = await self._store.now()
-        pairs: list[tuple[int, Job, Run]] = []
+        pairs: list[tuple[int, Job, Sequence[Run]]] = []
         entropy = self._entropy(10 * len(bodies))
         known: set[str] = set()
         for index, body in enumerate(bodies):
@@ -191,22 +192,22 @@ class Servicer:
                 await self._require_blobs(spec, known)
                 job_id = mint_job_id(now, entropy[10 * index : 10 * index + 10])
                 job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
-                pairs.append((index, job, policy.opening_run(job, now)))
+                pairs.append((index, job, _opened(job, now)))
             except DulyError as error:
                 results[index] = BatchItem(status=error.status, error=contract.problem(error, prefix=f"/jobs/{index}"))
-        await self.create_defined([(job, run) for _, job, run in pairs])
+        await self.create_defined([(job, runs) for _, job, runs in pairs])
         for index, job, _ in pairs:
             results[index] = BatchItem(status=201, id=job.id)
         made = [result for result in results if result is not None]
         return BatchView(results=made, created=len(pairs), failed=len(bodies) - len(pairs))
 
-    async def create_defined(self, pairs: Sequence[tuple[Job, Run]]) -> None:
+    async def create_defined(self, pairs: Sequence[tuple[Job, Sequence[Run]]]) -> None:
         """Write jobs that were defined with freshly minted ids, in one commit for each shard."""
         if not pairs:
             return
-        await self._store.create([(job, (run,)) for job, run in pairs])
+        await self._store.create(pairs)
         now = await self._store.now()
-        await self._hint([(run, job) for job, run in pairs], now)
+        await self._hint([(run, job) for job, runs in pairs for run in runs], now)
         self.telemetry.jobs_created(len(pairs))
         for job, _ in pairs:
             self.event_log.job("job.created", job, now)
@@ -752,3 +753,8 @@ class Servicer:
 
 def _view(row: JobRow) -> JobView:
     return contract.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
+
+
+def _opened(job: Job, now: int) -> Sequence[Run]:
+    """The runs that a new job starts with: none while it is paused."""
+    return (policy.opening_run(job, now),) if job.state == "active" else ()
