@@ -1,0 +1,414 @@
+"""Jobs over HTTP: create, read, change, delete, list, act on one or on many."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from duly.core.contract import (
+    BatchSpec,
+    BatchView,
+    BulkSpec,
+    BulkView,
+    JobList,
+    JobSpec,
+    JobStateName,
+    JobView,
+    PreviewSpec,
+    PreviewView,
+    RunningList,
+    RunView,
+)
+from duly.core.definition import is_job_id
+from duly.core.errors import InvalidInput, NotFound, PreconditionFailed
+from duly.core.model import RunState
+from duly.core.tokens import Scope
+from duly.faces.http.answers import Answer, Reply, json_reply
+from duly.faces.http.call import Call
+from duly.faces.http.conditions import idempotency_key, unchanged, versions_wanted, wait_wanted
+from duly.faces.http.multipart import read_job_form
+from duly.faces.http.operation import Operation, Returns, Takes
+from duly.faces.http.problems import Headers
+from duly.faces.http.query import Cursor, Limit, Query, next_link, parse_query
+from duly.ports import JobQuery
+
+MERGE_PATCH: Final = "application/merge-patch+json"
+FORM: Final = "multipart/form-data"
+
+
+class JobsAsked(Query, frozen=True, kw_only=True):
+    """Which jobs."""
+
+    name: Annotated[str, Meta(max_length=200, description="the whole name")] | None = None
+    label: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[^:]{1,63}:", max_length=319)], ...],
+        Meta(max_length=64, description="`key:value`; repeat it for several, all must hold"),
+    ] = ()
+    state: JobStateName | None = None
+    task: Literal["function", "command", "http"] | None = None
+    schedule: Annotated[str, Meta(max_length=16_384, description="the whole schedule")] | None = None
+    q: Annotated[str, Meta(max_length=200, description="a part of the name or the id")] | None = None
+    order: Literal["created", "-created", "name", "-name"] = "created"
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class RunningAsked(Query, frozen=True, kw_only=True):
+    """Which page of the jobs that run."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+# -- creating -----------------------------------------------------------------------------------------------
+
+
+async def create_job(call: Call) -> Answer:
+    """One job, from JSON or from a form with its files."""
+    key = idempotency_key(call.header(b"idempotency-key"))
+    if call.media_type == FORM:
+        spec = await read_job_form(call)
+    else:
+        spec = await call.json(JobSpec, also=(FORM,))
+    job, made = await call.context.servicer.create_job(
+        spec, namespace=call.one_namespace, key=key, body_digest=_digest(spec) if key else ""
+    )
+    headers: Headers = [_etag(job), (b"location", f"/v1/jobs/{job.id}".encode())]
+    return json_reply(job, status=201 if made else 200, headers=headers)
+
+
+def _digest(spec: JobSpec) -> str:
+    """Of what was meant, not how it was written: defaults filled in, names sorted, files by their digests."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
+
+
+async def create_jobs(call: Call) -> Answer:
+    """Many jobs, one result each."""
+    batch = await call.json(BatchSpec, limit=call.context.settings.max_batch_bytes)
+    return json_reply(await call.context.servicer.create_jobs(batch.jobs, namespace=call.one_namespace))
+
+
+# -- one job ------------------------------------------------------------------------------------------------
+
+
+async def get_job(call: Call) -> Answer:
+    """One job, or 304 for a client that has this version."""
+    job = await call.context.servicer.get_job(_job_id(call), namespace=call.namespace)
+    if unchanged(call.header(b"if-none-match"), str(job.version)):
+        return Reply(status=304, headers=[_etag(job)])
+    return json_reply(job, headers=[_etag(job)])
+
+
+async def update_job(call: Call) -> Answer:
+    """A merge patch on one job."""
+    job_id = _job_id(call)
+    patch = await call.json(dict[str, Any], also=(MERGE_PATCH,))
+    version = await _version_wanted(call, job_id)
+    job = await call.context.servicer.update_job(job_id, patch, namespace=call.namespace, if_version=version)
+    return json_reply(job, headers=[_etag(job)])
+
+
+async def delete_job(call: Call) -> Answer:
+    """End one job."""
+    job_id = _job_id(call)
+    version = await _version_wanted(call, job_id)
+    await call.context.servicer.delete_job(job_id, namespace=call.namespace, if_version=version)
+    return Reply(status=204)
+
+
+async def pause_job(call: Call) -> Answer:
+    """Let no run start."""
+    job = await call.context.servicer.pause_job(_job_id(call), namespace=call.namespace)
+    return json_reply(job, headers=[_etag(job)])
+
+
+async def resume_job(call: Call) -> Answer:
+    """Let runs start again."""
+    job = await call.context.servicer.resume_job(_job_id(call), namespace=call.namespace)
+    return json_reply(job, headers=[_etag(job)])
+
+
+async def trigger_job(call: Call) -> Answer:
+    """A run now; with `Prefer: wait`, its end if that comes in time (200, else 202)."""
+    run = await call.context.servicer.trigger_job(_job_id(call), namespace=call.namespace)
+    return await answer_with_run(call, run, pending=202)
+
+
+async def answer_with_run(call: Call, run: RunView, *, pending: int) -> Answer:
+    """The run, after waiting for its end as the client prefers; `pending` is the status if it has not ended."""
+    headers: Headers = [(b"location", f"/v1/runs/{run.id}".encode())] if pending == 202 else []
+    wait = wait_wanted(call.header(b"prefer"), call.context.settings.longest_wait)
+    if wait is not None:
+        waiting = call.context.servicer.wait_run(run.id, namespace=call.namespace, timeout=wait)
+        run = await call.unless_gone(waiting) or run
+        headers.append((b"preference-applied", f"wait={wait // 1_000_000}".encode()))
+    ended = RunState[run.state.upper()].terminal
+    return json_reply(run, status=200 if ended else pending, headers=headers or None)
+
+
+def _job_id(call: Call) -> str:
+    job_id = call.path["job_id"]
+    if not is_job_id(job_id):
+        raise NotFound(f"there is no job {job_id[:80]!r}")
+    return job_id
+
+
+def _etag(job: JobView) -> tuple[bytes, bytes]:
+    return b"etag", f'"{job.version}"'.encode()
+
+
+async def _version_wanted(call: Call, job_id: str) -> int | None:
+    versions = versions_wanted(call.header(b"if-match"))
+    if versions is None or len(versions) == 1:
+        return versions[0] if versions else None
+    present = await call.context.servicer.get_job(job_id, namespace=call.namespace)
+    if present.version not in versions:
+        raise PreconditionFailed(f"the job is at version {present.version}")
+    return present.version
+
+
+# -- many ---------------------------------------------------------------------------------------------------
+
+
+async def list_jobs(call: Call) -> Answer:
+    """A page of jobs."""
+    asked = call.query(JobsAsked)
+    page = await call.context.servicer.list_jobs(
+        JobQuery(
+            namespace=call.namespace,
+            name=asked.name,
+            labels=tuple(_label(text) for text in asked.label),
+            state=asked.state,
+            task=asked.task,
+            schedule=asked.schedule,
+            q=asked.q,
+            order=asked.order,
+            cursor=asked.cursor,
+            limit=asked.limit,
+        )
+    )
+    return json_reply(page, headers=link(call, page.next))
+
+
+async def running_jobs(call: Call) -> Answer:
+    """A page of the jobs that run, with their runs."""
+    asked = call.query(RunningAsked)
+    query = JobQuery(namespace=call.namespace, cursor=asked.cursor, limit=asked.limit, running=True)
+    page = await call.context.servicer.running_jobs(query)
+    return json_reply(page, headers=link(call, page.next))
+
+
+async def bulk_jobs(call: Call) -> Answer:
+    """One action on all jobs that a filter finds."""
+    spec = await call.json(BulkSpec, limit=1 << 20)
+    for index, text in enumerate(spec.filter.label):
+        if ":" not in text:
+            raise InvalidInput.at(f"/filter/label/{index}", "write a label as key:value")
+    return json_reply(await call.context.servicer.bulk(spec, namespace=call.one_namespace))
+
+
+async def preview_schedule(call: Call) -> Answer:
+    """The next times of a schedule."""
+    return json_reply(call.context.servicer.preview(await call.json(PreviewSpec)))
+
+
+def link(call: Call, cursor: str | None) -> Headers | None:
+    """The Link header of a page, if there is a next one."""
+    if cursor is None:
+        return None
+    return [(b"link", next_link(call.scope["path"], parse_query(call.scope["query_string"]), cursor).encode())]
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, _, value = text.partition(":")
+    return key, value
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+_JOB: Final = Returns("The job", JobView, headers=("ETag",))
+_FORM_SCHEMA: Final = {
+    "type": "object",
+    "required": ["job"],
+    "properties": {
+        "job": {"$ref": "#/components/schemas/JobSpec"},
+        "code": {"type": "string", "format": "binary", "description": "the executable, put at ./task"},
+    },
+    "patternProperties": {"^input/.": {"type": "string", "format": "binary", "description": "put below input/"}},
+    "additionalProperties": False,
+}
+_PATCH_SCHEMA: Final = {
+    "type": "object",
+    "description": "An RFC 7396 merge patch on the writable fields of a job; null puts a field back to its default.",
+}
+
+OPERATIONS: Final = (
+    Operation(
+        method="POST",
+        path="/v1/jobs",
+        id="createJob",
+        summary="Create a job",
+        description="With an Idempotency-Key, the same key and body find the first job again (200).",
+        tag="jobs",
+        scope=Scope.SUBMIT,
+        namespace="one",
+        headers=("Idempotency-Key",),
+        body=Takes({"application/json": JobSpec, FORM: _FORM_SCHEMA}),
+        returns={
+            201: Returns("Created", JobView, headers=("ETag", "Location")),
+            200: Returns("Created before, with the same key and body", JobView, headers=("ETag", "Location")),
+        },
+        problems=(409, 413, 415, 422),
+        handler=create_job,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/jobs/batch",
+        id="createJobs",
+        summary="Create up to 10,000 jobs",
+        description="One result each, in order; a bad job does not stop the others.",
+        tag="jobs",
+        scope=Scope.SUBMIT,
+        namespace="one",
+        body=Takes({"application/json": BatchSpec}),
+        returns={200: Returns("One result for each job", BatchView)},
+        problems=(413, 415, 422),
+        handler=create_jobs,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/jobs/bulk",
+        id="bulkJobs",
+        summary="Pause, resume, delete or trigger all jobs that a filter finds",
+        tag="jobs",
+        scope=Scope.OPERATE,
+        namespace="one",
+        body=Takes({"application/json": BulkSpec}),
+        returns={200: Returns("What was found and done", BulkView)},
+        problems=(413, 415, 422),
+        handler=bulk_jobs,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/jobs/running",
+        id="getRunningJobs",
+        summary="Jobs that have a running run, with those runs",
+        tag="jobs",
+        scope=Scope.READ,
+        namespace="any",
+        query=RunningAsked,
+        returns={200: Returns("A page", RunningList, headers=("Link",))},
+        problems=(422,),
+        handler=running_jobs,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/jobs",
+        id="listJobs",
+        summary="List jobs",
+        tag="jobs",
+        scope=Scope.READ,
+        namespace="any",
+        query=JobsAsked,
+        returns={200: Returns("A page", JobList, headers=("Link",))},
+        problems=(422,),
+        handler=list_jobs,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/jobs/{job_id}",
+        id="getJobById",
+        summary="Read a job",
+        tag="jobs",
+        scope=Scope.READ,
+        namespace="any",
+        headers=("If-None-Match",),
+        returns={200: _JOB, 304: Returns("The client has this version", headers=("ETag",))},
+        problems=(404, 422),
+        handler=get_job,
+    ),
+    Operation(
+        method="PATCH",
+        path="/v1/jobs/{job_id}",
+        id="updateJobById",
+        summary="Change a job",
+        tag="jobs",
+        scope=Scope.OPERATE,
+        namespace="any",
+        headers=("If-Match",),
+        body=Takes({MERGE_PATCH: _PATCH_SCHEMA, "application/json": _PATCH_SCHEMA}),
+        returns={200: _JOB},
+        problems=(404, 409, 412, 413, 415, 422),
+        handler=update_job,
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/jobs/{job_id}",
+        id="deleteJobById",
+        summary="Delete a job",
+        description="Waiting runs go, an active one is cancelled; history stays until its retention ends.",
+        tag="jobs",
+        scope=Scope.OPERATE,
+        namespace="any",
+        headers=("If-Match",),
+        returns={204: Returns("Deleted")},
+        problems=(404, 409, 412, 422),
+        handler=delete_job,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/jobs/{job_id}/trigger",
+        id="triggerJob",
+        summary="Run a job now, besides its schedule",
+        tag="jobs",
+        scope=Scope.SUBMIT,
+        namespace="any",
+        headers=("Prefer",),
+        returns={
+            202: Returns("The new run", RunView, headers=("Location", "Preference-Applied")),
+            200: Returns("The run, ended while waited for", RunView, headers=("Location", "Preference-Applied")),
+        },
+        problems=(404, 409, 422),
+        handler=trigger_job,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/jobs/{job_id}/pause",
+        id="pauseJob",
+        summary="Let no run of a job start",
+        tag="jobs",
+        scope=Scope.OPERATE,
+        namespace="any",
+        returns={200: _JOB},
+        problems=(404, 409, 422),
+        handler=pause_job,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/jobs/{job_id}/resume",
+        id="resumeJob",
+        summary="Undo a pause",
+        tag="jobs",
+        scope=Scope.OPERATE,
+        namespace="any",
+        returns={200: _JOB},
+        problems=(404, 409, 422),
+        handler=resume_job,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/schedules/preview",
+        id="previewSchedule",
+        summary="The next times of a schedule",
+        tag="schedules",
+        scope=Scope.READ,
+        namespace="none",
+        body=Takes({"application/json": PreviewSpec}),
+        returns={200: Returns("Instants", PreviewView)},
+        problems=(413, 415, 422),
+        handler=preview_schedule,
+    ),
+)
