@@ -1,0 +1,194 @@
+"""Settings: flag > environment (`DULY_*`) > `duly.toml` > default, and where each one came from.
+
+    duly up --port 8000        DULY_PORT=8000        port = 8000        (duly.toml)
+
+Durations are text such as `500ms` outside and microseconds in `Settings`. Lists in the environment are separated by
+commas, mappings written `key=value,…`. `DULY_TOKEN_FILE` names a file that holds the token; any text setting
+can be given so.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from duly.core.errors import InvalidInput
+from duly.core.instants import MILLISECOND, MINUTE, SECOND, format_duration, parse_duration
+
+FILE_NAME: Final = "duly.toml"
+PREFIX: Final = "DULY_"
+
+_DURATION: Final = {"duration": True}
+_SECRET: Final = {"secret": True}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of servers and clients. Durations are microseconds."""
+
+    dir: Annotated[str, Meta(description="directory of the store, blobs and tokens")] = "duly-data"
+    host: Annotated[str, Meta(description="address to listen on; any but loopback needs tokens")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 7350
+    slots: Annotated[int, Meta(ge=0, le=10_000, description="runs in processes at once; 0: the number of CPUs")] = 0
+    async_slots: Annotated[int, Meta(ge=1, le=100_000, description="async functions and requests at once")] = 1_000
+    shards: Annotated[int, Meta(ge=1, le=64, description="stores side by side; fixed when the directory is made")] = 1
+    app: Annotated[list[str], Meta(description="modules that register functions: MODULE:NAME of a Duly")] = []
+    functions: Annotated[
+        Literal["registered", "any"], Meta(description="run registered functions only, or any that can be imported")
+    ] = "registered"
+    labels: Annotated[dict[str, str], Meta(description="labels of this worker, for the `requires` of jobs")] = {}
+    lead: Annotated[int, Meta(ge=0, description="how early runs go to workers", extra=_DURATION)] = 500 * MILLISECOND
+    look_ahead: Annotated[
+        int, Meta(ge=SECOND, description="how far ahead runs are read from the store", extra=_DURATION)
+    ] = 30 * SECOND
+    lease: Annotated[int, Meta(ge=SECOND, description="how long a silent worker keeps its runs", extra=_DURATION)] = (
+        5 * SECOND
+    )
+    spin: Annotated[
+        int, Meta(ge=0, description="how long a worker waits busily before an instant", extra=_DURATION)
+    ] = 0
+    grace: Annotated[
+        int, Meta(ge=0, description="between SIGTERM and SIGKILL for a run, and for ending cleanly", extra=_DURATION)
+    ] = 10 * SECOND
+    max_blob_bytes: Annotated[int, Meta(ge=0, description="largest upload")] = 1 << 30
+    allow_private_addresses: Annotated[bool, Meta(description="let HTTP jobs reach loopback and private networks")] = (
+        False
+    )
+    allowed_hosts: Annotated[list[str], Meta(description="Host headers accepted besides the address itself")] = []
+    retention_interval: Annotated[
+        int, Meta(ge=SECOND, description="how often old history and unused blobs are removed", extra=_DURATION)
+    ] = MINUTE
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level logged")] = "info"
+    log_format: Annotated[Literal["auto", "json", "text"], Meta(description="auto: text on a terminal, else JSON")] = (
+        "auto"
+    )
+    server: Annotated[str, Meta(description="servicers that a client asks, separated by commas")] = (
+        "http://127.0.0.1:7350"
+    )
+    token: Annotated[str | None, Meta(description="token that a client sends", extra=_SECRET)] = None
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A setting with what decided it: `flag`, a variable's name, a file's path, or `default`."""
+
+    name: str
+    value: Any  # as written in a file: durations are text
+    origin: str
+    description: str
+    secret: bool = False
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Settings, and where each came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+    def __iter__(self) -> Iterator[Setting]:
+        for name, meta in _metas().items():
+            value = getattr(self.settings, name)
+            if _is(meta, "duration"):
+                value = format_duration(value)
+            secret = _is(meta, "secret")
+            shown = "********" if secret and value else value
+            yield Setting(name, shown, self.origins.get(name, "default"), meta.description or "", secret)
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Loaded:
+    """All settings. A flag that is None was not given.
+
+    `path` names the file, else `DULY_CONFIG` does; else it is `duly.toml` here, if there is one. Raises InvalidInput
+    that names the setting and where it was written.
+    """
+    environ = os.environ if environ is None else environ
+    given: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    named = path or environ.get(f"{PREFIX}CONFIG")
+    file = Path(named or FILE_NAME)
+    if named or file.is_file():
+        for name, value in _read(file).items():
+            _take(given, origins, name, value, str(file))
+    for name in Settings.__struct_fields__:
+        for variable, value in _from_environment(environ, name):
+            _take(given, origins, name, value, variable)
+    for name, value in (flags or {}).items():
+        if value is not None and value != ():
+            _take(given, origins, name, value, "flag")
+    return Loaded(_decode(given, origins), origins)
+
+
+def _take(given: dict[str, Any], origins: dict[str, str], name: str, value: Any, origin: str) -> None:
+    meta = _metas().get(name)
+    if meta is None:
+        raise InvalidInput.at(f"/{name}", f"{origin} has a setting {name!r} that duly does not know")
+    if _is(meta, "duration") and isinstance(value, str):
+        try:
+            value = parse_duration(value)
+        except InvalidInput as error:
+            raise InvalidInput.at(f"/{name}", f"{error.detail} (from {origin})") from None
+    elif _is(meta, "duration") and not isinstance(value, str):
+        raise InvalidInput.at(f"/{name}", f"{value!r} does not say its unit; write it like 500ms (from {origin})")
+    given[name], origins[name] = value, origin
+
+
+def _from_environment(environ: Mapping[str, str], name: str) -> Iterator[tuple[str, Any]]:
+    variable = f"{PREFIX}{name.upper()}"
+    file = environ.get(f"{variable}_FILE")
+    if file:
+        try:
+            yield f"{variable}_FILE", Path(file).read_text().strip()
+        except OSError as error:
+            raise InvalidInput.at(f"/{name}", f"{variable}_FILE: {file!r} {error.strerror}") from None
+    value = environ.get(variable)
+    if value is not None and value != "":
+        kind = get_origin(_hint(name))
+        if kind is list:
+            yield variable, [part.strip() for part in value.split(",") if part.strip()]
+        elif kind is dict:
+            yield variable, dict(part.strip().partition("=")[::2] for part in value.split(",") if part.strip())
+        else:
+            yield variable, value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not TOML: {error}") from None
+
+
+def _decode(given: dict[str, Any], origins: dict[str, str]) -> Settings:
+    try:
+        return msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).partition(" - at `$.")
+        name = where.rstrip("`").partition("[")[0]
+        origin = origins.get(name)
+        raise InvalidInput.at(
+            f"/{name}", text[:1].lower() + text[1:] + (f" (from {origin})" if origin else "")
+        ) from None
+
+
+def _is(meta: Meta, mark: str) -> bool:
+    return bool((meta.extra or {}).get(mark))
+
+
+def _hint(name: str) -> Any:
+    return get_type_hints(Settings)[name]
+
+
+def _metas() -> dict[str, Meta]:
+    hints = get_type_hints(Settings, include_extras=True)
+    return {name: hints[name].__metadata__[0] for name in Settings.__struct_fields__}
