@@ -356,5 +356,5 @@ class _Item:
         return low, high
 
     def group(self, name: str) -> str:
-        assert self.match is not None  # noqa: S101 - the caller has looked
+        assert self.match is not None  # the caller has looked
         return self.match.group(name)

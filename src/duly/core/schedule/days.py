@@ -121,14 +121,17 @@ class Days:
             else None
         )
 
-    def on_or_after(self, day: int) -> int | None:
-        """The first date from `day` on; None when there is none in 400 years, or before the year 9999."""
+    def on_or_after(self, day: int, last: int = 1 << 62) -> int | None:
+        """The first date from `day` to `last`; None when there is none in 400 years, or before the year 9999.
+
+        The walk looks a little past `last`: the caller compares.
+        """
         if day > _LAST_DAY:
             return None
         at = date.fromordinal(max(day, _FIRST_DAY) + EPOCH_ORDINAL)
         month = at.year * 12 + at.month - 1
         keep = -1 << at.day
-        for candidate in self._candidates(month, 1):
+        for candidate in self._candidates(month, 1, last):
             mask = self._mask(candidate)
             if candidate == month:
                 mask &= keep
@@ -138,14 +141,17 @@ class Days:
                 return date(year, zero_month + 1, low).toordinal() - EPOCH_ORDINAL
         return None
 
-    def on_or_before(self, day: int) -> int | None:
-        """The last date up to `day`; None when there is none in 400 years, or after 1968."""
+    def on_or_before(self, day: int, first: int = -(1 << 62)) -> int | None:
+        """The last date from `first` to `day`; None when there is none in 400 years, or after 1968.
+
+        The walk looks a little before `first`: the caller compares.
+        """
         if day < _FIRST_DAY:
             return None
         at = date.fromordinal(min(day, _LAST_DAY) + EPOCH_ORDINAL)
         month = at.year * 12 + at.month - 1
         keep = (2 << at.day) - 1
-        for candidate in self._candidates(month, -1):
+        for candidate in self._candidates(month, -1, first):
             mask = self._mask(candidate)
             if candidate == month:
                 mask &= keep
@@ -154,8 +160,8 @@ class Days:
                 return date(year, zero_month + 1, mask.bit_length() - 1).toordinal() - EPOCH_ORDINAL
         return None
 
-    def _candidates(self, month: int, direction: int) -> Iterator[int]:
-        """Months (year * 12 + month - 1) from `month` on, away from it, that the stride and `months` leave."""
+    def _candidates(self, month: int, direction: int, last: int) -> Iterator[int]:
+        """Months (year * 12 + month - 1) from `month` towards the date `last`, that the stride and `months` leave."""
         step = direction * self._every
         at = month
         if self._every > 1:
@@ -163,6 +169,9 @@ class Days:
             at = month + (ahead if direction > 0 else (ahead - self._every) % -self._every)
         months, year = self._months, self._year
         limit = month + direction * SILENCE * max(1, self._every if year is None else year[0])
+        if _FIRST_DAY <= last <= _LAST_DAY:
+            bound = date.fromordinal(last + EPOCH_ORDINAL)
+            limit = min(limit * direction, (bound.year * 12 + bound.month - 1) * direction) * direction
         low, high = max(min(month, limit), FIRST_YEAR * 12), min(max(month, limit), LAST_YEAR * 12 + 11)
         while low <= at <= high:
             if at % 12 + 1 not in months:

@@ -99,13 +99,13 @@ class Pattern:
         if wall > self.last:
             return None
         day, time = divmod(wall, DAY_SECONDS)
-        found = self.days.on_or_after(day)
+        found = self.days.on_or_after(day, self.last // DAY_SECONDS)
         if found == day:
             same_day = self.times.on_or_after(time)
             if same_day is not None:
                 answer = day * DAY_SECONDS + same_day
                 return answer if answer <= self.last else None
-            found = self.days.on_or_after(day + 1)
+            found = self.days.on_or_after(day + 1, self.last // DAY_SECONDS)
         if found is None:
             return None
         answer = found * DAY_SECONDS + self.times.first()
@@ -117,13 +117,13 @@ class Pattern:
         if wall < self.first:
             return None
         day, time = divmod(wall, DAY_SECONDS)
-        found = self.days.on_or_before(day)
+        found = self.days.on_or_before(day, self.first // DAY_SECONDS)
         if found == day:
             same_day = self.times.on_or_before(time)
             if same_day is not None:
                 answer = day * DAY_SECONDS + same_day
                 return answer if answer >= self.first else None
-            found = self.days.on_or_before(day - 1)
+            found = self.days.on_or_before(day - 1, self.first // DAY_SECONDS)
         if found is None:
             return None
         answer = found * DAY_SECONDS + self.times.last()

@@ -218,7 +218,7 @@ class _Reader:
         if "COUNT" in written and "UNTIL" in written:
             self.refuse(written["UNTIL"], "a rule ends by COUNT or by UNTIL, not by both")
         weekdays = values.get("weekdays", frozenset())
-        assert isinstance(weekdays, frozenset)  # noqa: S101 - part() made it
+        assert isinstance(weekdays, frozenset)  # part() made it
         if any(nth for _, nth in weekdays):
             if freq not in ("YEARLY", "MONTHLY"):
                 self.refuse(written["BYDAY"], "an n-th weekday needs FREQ=MONTHLY or FREQ=YEARLY")
@@ -227,7 +227,7 @@ class _Reader:
         if "BYSETPOS" in written:
             for name in ("BYHOUR", "BYMINUTE", "BYSECOND"):
                 several = values.get(_FIELDS[name], frozenset())
-                assert isinstance(several, frozenset)  # noqa: S101 - part() made it
+                assert isinstance(several, frozenset)  # part() made it
                 if len(several) > 1:
                     self.refuse(written[name], f"BYSETPOS cannot pick among several times of day; give one {name}")
             if not any(name in written for name in _FIELDS if name != "BYSETPOS"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,12 +45,12 @@ class Schedule:
     calendar: tuple[str, ...]
     anchor: int
     seed: str
-    sentence: str = field(compare=False, repr=False)
     _rule: Once | Delay | Rate | LocalRule = field(compare=False, repr=False)
     _zone: Zone = field(compare=False, repr=False)
     _first: int = field(compare=False, repr=False)  # inclusive bounds: start and end, and the rule's own
     _last: int = field(compare=False, repr=False)
     _working: WorkingDays | None = field(compare=False, repr=False)
+    _sentence: Callable[[], str] = field(compare=False, repr=False)  # made when asked for: most schedules never are
 
     def next_after(self, instant: int) -> int | None:
         """The first occurrence later than `instant`; None when there is none. For a delay: its first run, if later."""
@@ -109,7 +110,7 @@ class Schedule:
 
     def describe(self) -> str:
         """An English sentence."""
-        return self.sentence
+        return self._sentence()
 
     def occurrence(self, at: int) -> Occurrence:
         """An instant that this schedule gave, for people."""
