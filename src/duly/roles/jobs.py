@@ -1,0 +1,379 @@
+"""Jobs: created, read, changed, paused, deleted, triggered, one by one or in bulk.
+
+create   validate ─▶ mint id ─▶ store.create (job + first run, one commit) ─▶ hint the shard's scheduler
+change   read ─▶ decide ─▶ store.change (job + waiting runs, one commit) ─▶ hint, recall what is not started
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from duly.core import contract, policy
+from duly.core.contract import (
+    BatchItem,
+    BatchView,
+    BulkSpec,
+    BulkView,
+    JobList,
+    JobSpec,
+    JobView,
+    RunningJob,
+    RunningList,
+    RunView,
+)
+from duly.core.definition import decode, define_job, keyed_job_id, mint_job_id, patch_job
+from duly.core.errors import (
+    CodeMissing,
+    Conflict,
+    DulyError,
+    FieldError,
+    IdempotencyKeyReused,
+    InvalidInput,
+    PreconditionFailed,
+    Unavailable,
+)
+from duly.core.messages import Cancel, inbox
+from duly.core.model import Job, JobId, Run, RunState
+from duly.ports import Collision, JobQuery, JobRow, RunQuery
+from duly.roles.desk import TRIES
+from duly.roles.runs import RunDesk
+
+MINTS: Final = 16  # ids tried until one lies on a live shard
+BULK_PAGE: Final = 500
+BULK_ERRORS: Final = 100
+SCHEDULE_FIELDS: Final = ("schedule", "timezone", "dst", "start", "end", "max_runs", "jitter", "calendar")
+
+
+class JobDesk(RunDesk):
+    """The use-cases of jobs."""
+
+    # -- creating -------------------------------------------------------------------------------------------
+
+    async def create_job(
+        self, spec: JobSpec, *, namespace: str = "default", key: str | None = None, body_digest: str = ""
+    ) -> tuple[JobView, bool]:
+        """Create a job; with a key, the same key and body find the first one. True if it was made now.
+
+        Raises InvalidInput, CodeMissing, IdempotencyKeyReused, Unavailable (no live shard, or the key's own).
+        """
+        await self._require_blobs(spec)
+        last: Unavailable | None = None
+        for _ in range(1 if key else MINTS):
+            job_id = keyed_job_id(namespace, key) if key else mint_job_id(self._clock.wall(), self._entropy(10))
+            try:
+                shard = self._store.shard_of(job_id)
+                now = await self._store.now(shard)
+                job = define_job(
+                    spec, job_id=job_id, now=now, namespace=namespace, body_digest=body_digest if key else ""
+                )
+                opened = _opened(job, now)
+                existing = (await self._store.create([(job, opened)]))[0]
+            except Unavailable as error:
+                last = error
+                continue
+            if existing is None:
+                await self._hint([(run, job) for run in opened], now)
+                self.telemetry.jobs_created(1)
+                self.event_log.job("job.created", job, now)
+                next_run_at = opened[0].due_at if opened else None
+                return _view(JobRow(job, next_run_at, None, finished=not opened)), True
+            if existing.body_digest != body_digest:
+                raise IdempotencyKeyReused
+            return await self.get_job(job_id, namespace=namespace), False
+        raise last or Unavailable("no shard takes new jobs at the moment")
+
+    async def create_jobs(self, bodies: Sequence[msgspec.Raw], *, namespace: str = "default") -> BatchView:
+        """Create many jobs; one result each, in order. One bad job does not spoil the others."""
+        results: list[BatchItem | None] = [None] * len(bodies)
+        now = await self._store.now()
+        pairs: list[tuple[int, Job, Sequence[Run]]] = []
+        entropy = self._entropy(10 * len(bodies))
+        known: set[str] = set()
+        for index, body in enumerate(bodies):
+            try:
+                spec = decode(body, JobSpec, prefix=f"/jobs/{index}")
+                await self._require_blobs(spec, known)
+                job_id = mint_job_id(now, entropy[10 * index : 10 * index + 10])
+                job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
+                pairs.append((index, job, _opened(job, now)))
+            except DulyError as error:
+                results[index] = BatchItem(status=error.status, error=contract.problem(error, prefix=f"/jobs/{index}"))
+        await self.create_defined([(job, runs) for _, job, runs in pairs])
+        for index, job, _ in pairs:
+            results[index] = BatchItem(status=201, id=job.id)
+        made = [result for result in results if result is not None]
+        return BatchView(results=made, created=len(pairs), failed=len(bodies) - len(pairs))
+
+    async def create_defined(self, pairs: Sequence[tuple[Job, Sequence[Run]]]) -> None:
+        """Write jobs that were defined with freshly minted ids, in one commit for each shard."""
+        if not pairs:
+            return
+        await self._store.create(pairs)
+        now = await self._store.now()
+        await self._hint([(run, job) for job, runs in pairs for run in runs], now)
+        self.telemetry.jobs_created(len(pairs))
+        for job, _ in pairs:
+            self.event_log.job("job.created", job, now)
+
+    async def _require_blobs(self, spec: JobSpec, known: set[str] | None = None) -> None:
+        task = spec.task
+        if not isinstance(task, contract.CommandSpec) or not (task.code or task.inputs):
+            return
+        named = {f"/task/inputs/{path}": digest for path, digest in task.inputs.items()}
+        if task.code is not None:
+            named["/task/code"] = task.code
+        known = set() if known is None else known
+        wrong = []
+        for pointer, digest in named.items():
+            if digest in known:
+                continue
+            if await self._blobs.size(digest) is None:
+                wrong.append(FieldError(pointer, f"there is no blob {digest}; upload it first"))
+            known.add(digest)
+        if wrong:
+            raise CodeMissing(errors=tuple(wrong))
+
+    # -- reading jobs ---------------------------------------------------------------------------------------
+
+    async def get_job(self, job_id: str, *, namespace: str | None = None) -> JobView:
+        """The job as clients read it. Raises NotFound."""
+        return _view(await self._row(job_id, namespace))
+
+    async def list_jobs(self, query: JobQuery) -> JobList:
+        """A page of jobs."""
+        page = await self._store.page_jobs(query)
+        return JobList(
+            items=[_view(row) for row in page.items],
+            next=page.next,
+            partial=bool(page.missing),
+            missing_shards=list(page.missing),
+        )
+
+    async def running_jobs(self, query: JobQuery) -> RunningList:
+        """Jobs that have a run in state running, with those runs."""
+        page = await self._store.page_jobs(replace(query, running=True))
+        items = []
+        for row in page.items:
+            runs = await self._store.page_runs(RunQuery(job_id=row.job.id, states=(RunState.RUNNING,), limit=1000))
+            if runs.items:
+                views = [self._run_view(run) for run in runs.items]
+                items.append(RunningJob(job=_view(row), runs=views))
+        return RunningList(items=items, next=page.next, partial=bool(page.missing), missing_shards=list(page.missing))
+
+    # -- changing jobs --------------------------------------------------------------------------------------
+
+    async def update_job(
+        self, job_id: str, patch: object, *, namespace: str | None = None, if_version: int | None = None
+    ) -> JobView:
+        """Apply a JSON merge patch. Raises PreconditionFailed, Conflict (deleted), InvalidInput, NotFound."""
+
+        def change(job: Job, now: int) -> Job:
+            return patch_job(job, patch, now=now)
+
+        row = await self._row(job_id, namespace)
+        if row.job.state != "deleted":
+            await self._require_blobs(contract.job_spec(change(row.job, self._clock.wall())))
+        await self._change(job_id, namespace, if_version, change, "job.updated")
+        return await self.get_job(job_id)
+
+    async def pause_job(self, job_id: str, *, namespace: str | None = None) -> JobView:
+        """No further occurrence starts until it is resumed; what has started goes on, retries included."""
+        return await self._set_state(job_id, namespace, "paused", "job.paused")
+
+    async def resume_job(self, job_id: str, *, namespace: str | None = None) -> JobView:
+        """Go on from now: what fell due while paused is not made up for; a one-time run that waited is due."""
+        return await self._set_state(job_id, namespace, "active", "job.resumed")
+
+    async def _set_state(self, job_id: str, namespace: str | None, state: str, kind: str) -> JobView:
+        row = await self._row(job_id, namespace)
+        if row.job.state != state:
+
+            def change(job: Job, now: int) -> Job:
+                return msgspec.structs.replace(job, state=state, version=job.version + 1, updated_at=now)
+
+            await self._change(job_id, namespace, None, change, kind)
+        return await self.get_job(job_id)
+
+    async def delete_job(self, job_id: str, *, namespace: str | None = None, if_version: int | None = None) -> None:
+        """Waiting runs go, a dispatched or running one is cancelled, history stays. Repeating it is harmless."""
+        row = await self._row(job_id, namespace)
+        if row.job.state == "deleted":
+            return
+
+        def change(job: Job, now: int) -> Job:
+            return replace(job, state="deleted", version=job.version + 1, updated_at=now)
+
+        await self._change(job_id, namespace, if_version, change, "job.deleted")
+        for run in await self._active_runs(row.job.id):
+            await self._ask_cancel(run.key, "job deleted")
+
+    async def _change(
+        self,
+        job_id: str,
+        namespace: str | None,
+        if_version: int | None,
+        change: Callable[[Job, int], Job],
+        kind: str,
+    ) -> Job:
+        """Read, decide, compare-and-set; again when another change or a dispatch came between."""
+        for _ in range(TRIES):
+            row = await self._row(job_id, namespace)
+            before = row.job
+            if if_version is not None and before.version != if_version:
+                raise PreconditionFailed(f"the job is at version {before.version}, not {if_version}")
+            if before.state == "deleted":
+                raise Conflict("the job is deleted")
+            now = await self._store.now(self._store.shard_of(before.id))
+            job = change(before, now)
+            opened = await self._reopened(before, job, now)
+            written = await self._store.change(job, before.version, opened)
+            if written is None or isinstance(written, Collision):
+                continue
+            await self._hint([(run, job) for run in opened], now, changed=[job.id])
+            await self._recall(job)
+            self.event_log.job(kind, job, now)
+            return job
+        raise Conflict("the job is being changed by others; try again")
+
+    async def _reopened(self, before: Job, job: Job, now: int) -> list[Run]:
+        """The waiting runs that a changed job shall have in place of its present ones."""
+        if job.state != "active":
+            return []
+        schedule = policy.schedule_of(job)
+        active = await self._active_runs(job.id)
+        same_times = before.state == "active" and all(
+            getattr(before, name) == getattr(job, name) for name in SCHEDULE_FIELDS
+        )
+        if same_times:
+            waiting = await self._store.page_runs(
+                RunQuery(job_id=job.id, states=(RunState.WAITING,), oldest_first=True, limit=1000)
+            )
+            return [
+                replace(run, priority=job.priority, job_version=job.version)
+                for run in waiting.items
+                if run.attempt == 0 and not run.manual
+            ]
+        ordinal = await self._next_ordinal(job)
+        if schedule.kind == "once":
+            first = policy.once_run(job)
+            known = first and (await self._store.load([first.key]))[0]
+            waits = known is None or (known and known[0].state == RunState.WAITING)
+            return [first] if first is not None and waits else []
+        if schedule.kind == "delay" and any(not run.manual for run in active):
+            return []  # the end of the run that is out opens the next one
+        after = max([now, *(run.scheduled_at for run in active if not run.manual)])
+        if schedule.kind == "delay":
+            after = now - 1
+        opened: list[Run] = []
+        for _ in range(TRIES):
+            first = policy.first_run(job, after, ordinal)
+            if first is None:
+                return []
+            known = (await self._store.load([first.key]))[0]
+            if known is None or known[0].state == RunState.WAITING:
+                opened = [first]
+                break
+            after = first.scheduled_at  # it has been: cancelled ahead of its time, say
+        return opened
+
+    async def _next_ordinal(self, job: Job) -> int:
+        """One more than the occurrences of the job that were started, for `max_runs`."""
+        if job.max_runs is None:
+            return 1
+        cursor: str | None = None
+        for _ in range(TRIES):
+            page = await self._store.page_runs(RunQuery(job_id=job.id, limit=500, cursor=cursor))
+            for run in page.items:
+                if run.attempt and not run.manual:
+                    return run.ordinal + 1
+            cursor = page.next
+            if cursor is None:
+                break
+        return 1
+
+    async def _recall(self, job: Job) -> None:
+        """Ask workers to hand back what they hold of this job and have not started."""
+        for run in await self._active_runs(job.id):
+            if run.state == RunState.DISPATCHED and not run.manual:
+                cancel = Cancel(key=run.key, attempt=run.attempt, reason="changed", unless_started=True)
+                await self._broker.publish(inbox(run.worker), cancel)
+
+    # -- acting on jobs -------------------------------------------------------------------------------------
+
+    async def trigger_job(self, job_id: str, *, namespace: str | None = None) -> RunView:
+        """Open a run now, outside the schedule. A paused job can be triggered, a deleted one not (Conflict)."""
+        row = await self._row(job_id, namespace)
+        return self._run_view(await self._open_manual(row.job))
+
+    async def bulk(self, spec: BulkSpec, *, namespace: str | None = None) -> BulkView:
+        """Do one thing to every job that the filter finds; a job that refuses does not stop the others."""
+        rows = [row async for row in self._matching(spec, namespace)]
+        ids = [row.job.id for row in rows]
+        if spec.dry_run:
+            return BulkView(action=spec.action, dry_run=True, matched=len(ids), changed=0, ids=list(ids[:1000]))
+        changed = 0
+        errors: list[BatchItem] = []
+        for job_id in ids:
+            try:
+                match spec.action:
+                    case "pause":
+                        await self.pause_job(job_id, namespace=namespace)
+                    case "resume":
+                        await self.resume_job(job_id, namespace=namespace)
+                    case "delete":
+                        await self.delete_job(job_id, namespace=namespace)
+                    case "trigger":
+                        await self.trigger_job(job_id, namespace=namespace)
+                changed += 1
+            except DulyError as error:
+                if len(errors) < BULK_ERRORS:
+                    errors.append(BatchItem(status=error.status, id=job_id, error=contract.problem(error)))
+        return BulkView(
+            action=spec.action,
+            dry_run=False,
+            matched=len(ids),
+            changed=changed,
+            ids=list(ids[:1000]),
+            errors=errors,
+        )
+
+    async def _matching(self, spec: BulkSpec, namespace: str | None) -> AsyncIterator[JobRow]:
+        wanted = spec.filter
+        if wanted.ids:
+            for row in await self._store.get([JobId(job_id) for job_id in wanted.ids]):
+                if row is not None and namespace in (None, row.job.namespace) and row.job.state != "deleted":
+                    yield row
+            return
+        labels = tuple((key, value) for key, _, value in (label.partition(":") for label in wanted.label))
+        query = JobQuery(
+            namespace=namespace,
+            name=wanted.name,
+            labels=labels,
+            state=wanted.state,
+            task=wanted.task,
+            schedule=wanted.schedule,
+            q=wanted.q,
+            limit=BULK_PAGE,
+        )
+        if query == JobQuery(namespace=namespace, limit=BULK_PAGE):
+            raise InvalidInput.at("/filter", "name at least one filter; all jobs at once is never meant")
+        while True:
+            page = await self._store.page_jobs(query)
+            for row in page.items:
+                yield row
+            if page.next is None:
+                return
+            query = replace(query, cursor=page.next)
+
+
+def _view(row: JobRow) -> JobView:
+    return contract.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
+
+
+def _opened(job: Job, now: int) -> Sequence[Run]:
+    """The runs that a new job starts with: none while it is paused."""
+    return (policy.opening_run(job, now),) if job.state == "active" else ()
