@@ -1,0 +1,90 @@
+"""Cursors: a position in an order, as text that clients hand back. Every store speaks the same ones.
+
+    runs              (scheduled_at, job_id)
+    jobs by creation  (id,)
+    jobs by name      (name, id)
+
+A page holds what lies strictly beyond its cursor, so that it stays right while rows come and go.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Final
+
+import msgspec
+
+from duly.core.errors import Malformed
+
+MAX_PAGE: Final = 1_000
+_LONGEST: Final = 4_096
+
+RunPosition = tuple[int, str]
+JobPosition = tuple[str, ...]
+
+
+class _RunCursor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="run"):
+    scheduled_at: int
+    job_id: str
+
+
+class _IdCursor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="created"):
+    id: str
+
+
+class _NameCursor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="name"):
+    name: str
+    id: str
+
+
+_Cursor = _RunCursor | _IdCursor | _NameCursor
+_decoder: msgspec.json.Decoder[_Cursor] = msgspec.json.Decoder(_Cursor)
+
+
+def page_limit(limit: int) -> int:
+    """The limit that is kept to: 1 to 1,000."""
+    return max(1, min(limit, MAX_PAGE))
+
+
+def run_cursor(position: RunPosition) -> str:
+    """The cursor of a position among runs."""
+    return _text(_RunCursor(*position))
+
+
+def run_position(cursor: str) -> RunPosition:
+    """The position among runs that a cursor names. Raises Malformed."""
+    value = _value(cursor)
+    if not isinstance(value, _RunCursor) or not -(2**63) <= value.scheduled_at < 2**63:
+        raise Malformed("the cursor is not one of runs")
+    return (value.scheduled_at, value.job_id)
+
+
+def job_cursor(position: JobPosition) -> str:
+    """The cursor of a position among jobs: (id,) or (name, id)."""
+    return _text(_IdCursor(*position) if len(position) == 1 else _NameCursor(*position))
+
+
+def job_position(cursor: str, *, by_name: bool) -> JobPosition:
+    """The position among jobs that a cursor names, in the order that it was made for. Raises Malformed."""
+    value = _value(cursor)
+    if by_name and isinstance(value, _NameCursor):
+        return (value.name, value.id)
+    if not by_name and isinstance(value, _IdCursor):
+        return (value.id,)
+    raise Malformed("the cursor is not one of jobs in this order")
+
+
+def _text(value: _Cursor) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(value)).decode().rstrip("=")
+
+
+def _value(cursor: str) -> _Cursor:
+    if len(cursor) > _LONGEST:
+        raise Malformed("the cursor is too long")
+    try:
+        return _decoder.decode(
+            base64.b64decode(cursor.encode() + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        )
+    except (binascii.Error, msgspec.MsgspecError, UnicodeError) as problem:
+        raise Malformed(f"the cursor cannot be read: {problem}") from problem
