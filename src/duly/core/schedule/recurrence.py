@@ -18,7 +18,7 @@ FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY", "MINUTELY", "SE
 UNITS = {"YEARLY": "year", "MONTHLY": "month", "WEEKLY": "week", "DAILY": "day"}
 WEEKDAY_CODES = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 
-MAX_COUNT = 10_000
+MAX_COUNT = 1_000  # counted through when the schedule is read: a few milliseconds at most
 MAX_INTERVAL = 10_000
 _MAX_VALUES = 400
 _EXAMPLE = "RRULE:FREQ=MONTHLY;BYDAY=1MO;BYHOUR=9;BYMINUTE=0"
