@@ -8,6 +8,7 @@ may do everything, others nothing.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final, Protocol
@@ -30,6 +31,7 @@ DEFAULT_NAMESPACE: Final = "default"
 _FAILURES: Final = 20  # wrong tokens of one address within the window, before it is told to wait
 _WINDOW: Final = MINUTE
 _ADDRESSES: Final = 10_000  # remembered; beyond that the one longest silent is forgotten
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
 
 
@@ -148,11 +150,8 @@ class Doors:
         """True if this server goes by that name (a Host header, with or without port)."""
         if self._hosts is None:
             return True
-        if host is None:
-            return False
-        name = host.lower()
-        name = name[: name.find("]") + 1] if name.startswith("[") else name.partition(":")[0]
-        return name in self._hosts
+        match = None if host is None else _HOST.fullmatch(host)
+        return match is not None and match.group(1).lower() in self._hosts
 
     def may_change(self, origin: str | None, fetch_site: str | None, host: str | None) -> bool:
         """True if a page of that origin, or no page at all, may send requests that change things."""
