@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from duly.core.errors import InvalidInput
-from duly.core.instants import MILLISECOND, MINUTE, SECOND, format_duration, parse_duration
+from duly.core.instants import MICROSECOND, MILLISECOND, MINUTE, SECOND, format_duration, parse_duration
 
 FILE_NAME: Final = "duly.toml"
 PREFIX: Final = "DULY_"
@@ -41,17 +41,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     functions: Annotated[
         Literal["registered", "any"], Meta(description="run registered functions only, or any that can be imported")
     ] = "registered"
+    functions_in: Annotated[
+        Literal["processes", "threads"], Meta(description="where functions run; threads only inside a program")
+    ] = "processes"
     labels: Annotated[dict[str, str], Meta(description="labels of this worker, for the `requires` of jobs")] = {}
     lead: Annotated[int, Meta(ge=0, description="how early runs go to workers", extra=_DURATION)] = 500 * MILLISECOND
     look_ahead: Annotated[
         int, Meta(ge=SECOND, description="how far ahead runs are read from the store", extra=_DURATION)
-    ] = 30 * SECOND
+    ] = 5 * SECOND
     lease: Annotated[int, Meta(ge=SECOND, description="how long a silent worker keeps its runs", extra=_DURATION)] = (
         5 * SECOND
     )
     spin: Annotated[
         int, Meta(ge=0, description="how long a worker waits busily before an instant", extra=_DURATION)
-    ] = 0
+    ] = 300 * MICROSECOND
     grace: Annotated[
         int, Meta(ge=0, description="between SIGTERM and SIGKILL for a run, and for ending cleanly", extra=_DURATION)
     ] = 10 * SECOND

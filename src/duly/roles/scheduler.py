@@ -45,7 +45,6 @@ from duly.telemetry import Telemetry
 log = logging.getLogger("duly.scheduler")
 
 MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
-WINDOW: Final = 5 * SECOND  # how far ahead the agenda looks
 REFILL_EVERY: Final = SECOND
 RECOVER_EVERY: Final = SECOND
 PAGE: Final = 4_096
@@ -54,9 +53,10 @@ UNDELIVERED_AFTER: Final = 3 * SECOND
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """µs each. `lead`: how long before its instant a run is handed out."""
+    """µs each. `lead`: how long before its instant a run is handed out; `window`: how far ahead the agenda looks."""
 
     lead: int = 500 * MILLISECOND
+    window: int = 5 * SECOND
     term_ttl: int = 3 * SECOND
     worker_ttl: int = 5 * SECOND
 
@@ -242,7 +242,7 @@ class Scheduler(Loop):
         if room <= 0:
             return
         after = None if self._cursor is None else self._cursor
-        page = await self._store.due(self.shard, now + WINDOW, after, room)  # type: ignore[arg-type]
+        page = await self._store.due(self.shard, now + self._settings.window, after, room)  # type: ignore[arg-type]
         self._agenda.add(page, now)
         last = page[-1][0] if len(page) == room else None
         self._cursor = None if last is None else (last.due_at, last.job_id, last.scheduled_at)
@@ -298,7 +298,7 @@ class Scheduler(Loop):
         self._telemetry.runs_dispatched(sent)
 
     def _is_near(self, run: Run, now: int) -> bool:
-        return run.state == RunState.WAITING and run.due_at <= now + WINDOW
+        return run.state == RunState.WAITING and run.due_at <= now + self._settings.window
 
     async def _apply(self, transitions: Sequence[Transition]) -> list[int]:
         if not transitions:
