@@ -5,7 +5,7 @@ scheduler ── Assign ───────▶ worker      "worker.<id>"
 servicer  ── Cancel ───────▶ worker      "worker.<id>"
 worker    ── Beat ─────────▶ scheduler   "beat"            answered with BeatAnswer
 worker    ── Report ───────▶ servicer    "report"          answered with ReportAnswer
-servicer  ── ReadLog ──────▶ worker      "worker.<id>"     answered with LogChunk
+servicer  ── ReadLog ──────▶ worker      "log.<id>"        answered with LogChunk
 any       ── Notice ───────▶ servicers   "notice"          progress and events for people
 """
 
@@ -30,6 +30,12 @@ def hints(shard: str) -> str:
 def inbox(worker: WorkerId) -> str:
     """The subject of one worker."""
     return f"worker.{worker}"
+
+
+def logs(worker: WorkerId) -> str:
+    """The subject on which a worker is asked for running attempts' logs: apart from its inbox, because a reader
+    may be kept waiting and an Assign may not."""
+    return f"log.{worker}"
 
 
 def beats(shard: str) -> str:
@@ -89,7 +95,11 @@ class Cancel(Message, frozen=True, kw_only=True):
 
 
 class Beat(Message, frozen=True, kw_only=True):
-    """A worker once a second: itself, what it holds, and the last Assign that it saw of each shard."""
+    """A worker once a second: itself, what it holds, and the last Assign that it saw of each shard.
+
+    `capacity` here and in Report: how many attempts of each lane it would hold for this shard in all, so that
+    what is out to it is subtracted by the reader.
+    """
 
     worker: Worker
     capacity: dict[Lane, int]
