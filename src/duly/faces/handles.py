@@ -93,11 +93,11 @@ class AsyncHandle(Generic[T]):
     async def id(self) -> str:
         """The id of the run."""
         if self._run_id is None:
-            page = await self._transport.list_runs(RunFilter(job_id=self.job_id, limit=100))
+            page = await self._transport.list_runs(RunFilter(job_id=self.job_id, order="scheduled", limit=10))
             runs = [run for run in page.items if not run.manual]
             if not runs:
                 raise NotFound(f"job {self.job_id} has no run")
-            self._run_id = runs[-1].id  # newest first, so this is the first one
+            self._run_id = runs[0].id
         return self._run_id
 
     async def run(self) -> RunView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -13,6 +13,7 @@ import msgspec
 
 from duly.core import errors
 from duly.core.contract import (
+    BatchItem,
     BatchView,
     BlobView,
     BulkSpec,
@@ -38,6 +39,7 @@ from duly.faces.exchange import Exchange, Params
 from duly.faces.transport import DEFAULT_URL, BlobSource, JobFilter, LogStream, RunFilter
 
 LONGEST_WAIT: Final = 25_000_000  # µs that one request waits for a run's end, below any proxy's patience
+BATCH_BYTES: Final = 8 << 20  # of one request; servers take four times as much
 SILENCE: Final = 60.0  # seconds without even a comment after which a stream is given up
 
 T = TypeVar("T")
@@ -66,7 +68,12 @@ class HttpTransport:
         return _decode(content, JobView), status == 201
 
     async def create_jobs(self, specs: Sequence[JobSpec]) -> BatchView:
-        return await self._call(BatchView, "POST", "/v1/jobs/batch", body=_encode({"jobs": specs}), repeat=False)
+        results: list[BatchItem] = []
+        for body in _batches(specs):
+            view = await self._call(BatchView, "POST", "/v1/jobs/batch", body=body, repeat=False)
+            results.extend(view.results)
+        failed = sum(item.error is not None for item in results)
+        return BatchView(results=results, created=len(results) - failed, failed=failed)
 
     async def get_job(self, job_id: str) -> JobView:
         return await self._call(JobView, "GET", f"/v1/jobs/{_part(job_id)}")
@@ -130,8 +137,9 @@ class HttpTransport:
     async def follow_log(self, run_id: str, *, stream: LogStream, attempt: int | None) -> AsyncIterator[LogPiece]:
         params: Params = [*_log_params(stream, attempt), ("follow", "true")]
         async for event in self._events(f"/v1/runs/{_part(run_id)}/log", params=params):
-            if event.event == "log":
-                yield _decode(event.data.encode(), LogPiece)
+            if event.event == "end":
+                return
+            yield LogPiece(stream=event.event, data=event.data.encode())
 
     # -- the rest -------------------------------------------------------------------------------------------
 
@@ -193,6 +201,21 @@ def _encode(value: object) -> bytes:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidInput(f"cannot be sent as JSON: {error}") from None
+
+
+def _batches(specs: Sequence[JobSpec]) -> Iterator[bytes]:
+    """Bodies of at most BATCH_BYTES, unless a single job is larger."""
+    jobs: list[bytes] = []
+    size = 0
+    for spec in specs:
+        job = _encode(spec)
+        if jobs and size + len(job) > BATCH_BYTES:
+            yield b'{"jobs":[' + b",".join(jobs) + b"]}"
+            jobs, size = [], 0
+        jobs.append(job)
+        size += len(job) + 1
+    if jobs:
+        yield b'{"jobs":[' + b",".join(jobs) + b"]}"
 
 
 def _decode(content: bytes, shape: type[T]) -> T:

@@ -67,6 +67,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     until: str | None = None
     late: bool | None = None
     worker: str | None = None
+    order: Literal["-scheduled", "scheduled"] | None = None  # newest first, unless asked otherwise
     limit: int | None = None
     cursor: str | None = None
 
