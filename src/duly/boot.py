@@ -15,6 +15,7 @@ import random  # noqa: TID251 - this is where chance comes in: everything else i
 import secrets
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -103,16 +104,30 @@ class Node:
         await self.store.close()
 
 
-def assemble(settings: Settings, registry: FunctionRegistry, clock: Clock | None = None) -> Node:
-    """An embedded duly in `settings.dir`: SQLite shards, a local broker, blobs in a directory, one worker."""
-    directory = Path(settings.dir)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+def assemble(
+    settings: Settings, registry: FunctionRegistry, clock: Clock | None = None, *, file: Path | None = None
+) -> Node:
+    """An embedded duly: SQLite shards, a local broker, blobs in a directory, one worker.
+
+    All of it in `settings.dir`; or, given a `file`, in that one, with its blobs beside it in `<file>-blobs`.
+    """
     clock = clock or SystemClock()
     telemetry = Telemetry()
-    store = _open_store(directory, settings.shards, clock)
     broker = LocalBroker(clock)
-    blobs = ObstoreBlobs(directory / "blobs", clock)
-    name = f"{socket.gethostname()}"
+    store: Store
+    if file is None:
+        directory = Path(settings.dir)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        store = _open_store(directory, settings.shards, clock)
+        blobs = ObstoreBlobs(directory / "blobs", clock)
+        scratch = directory / "scratch"
+        scratch.mkdir(exist_ok=True, mode=0o700)
+    else:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        store = SqliteStore(file, shard="s0", clock=clock)
+        blobs = ObstoreBlobs(file.with_name(f"{file.name}-blobs"), clock)
+        scratch = Path(tempfile.gettempdir())
+    name = socket.gethostname()
     servicer = Servicer(
         name=name,
         store=store,
@@ -144,7 +159,7 @@ def assemble(settings: Settings, registry: FunctionRegistry, clock: Clock | None
         clock=clock,
         shards=store.shards,
         functions=registry,
-        settings=worker_settings(settings, directory),
+        settings=worker_settings(settings, scratch),
     )
     keeper = Keeper(store=store, blobs=blobs, clock=clock, interval=settings.retention_interval)
     return Node(
@@ -175,10 +190,8 @@ def _open_store(directory: Path, shards: int, clock: Clock) -> Store:
     return ShardedStore(stores)
 
 
-def worker_settings(settings: Settings, directory: Path) -> WorkerSettings:
+def worker_settings(settings: Settings, scratch: Path) -> WorkerSettings:
     """The part of the settings that a worker has."""
-    scratch = directory / "scratch"
-    scratch.mkdir(exist_ok=True, mode=0o700)
     return WorkerSettings(
         slots=settings.slots or os.cpu_count() or 1,
         async_slots=settings.async_slots,

@@ -87,26 +87,36 @@ class JobDesk(RunDesk):
         raise last or Unavailable("no shard takes new jobs at the moment")
 
     async def create_jobs(self, bodies: Sequence[msgspec.Raw], *, namespace: str = "default") -> BatchView:
-        """Create many jobs; one result each, in order. One bad job does not spoil the others."""
-        results: list[BatchItem | None] = [None] * len(bodies)
-        now = await self._store.now()
-        pairs: list[tuple[int, Job, Sequence[Run]]] = []
-        entropy = self._entropy(10 * len(bodies))
-        known: set[str] = set()
+        """Create many jobs from JSON; one result each, in order. One bad job does not spoil the others."""
+        specs: list[JobSpec | DulyError] = []
         for index, body in enumerate(bodies):
             try:
-                spec = decode(body, JobSpec, prefix=f"/jobs/{index}")
+                specs.append(decode(body, JobSpec, prefix=f"/jobs/{index}"))
+            except DulyError as error:
+                specs.append(error)
+        return await self.create_specs(specs, namespace=namespace)
+
+    async def create_specs(self, specs: Sequence[JobSpec | DulyError], *, namespace: str = "default") -> BatchView:
+        """Create many jobs; an error among the specs is passed on as that item's result."""
+        results: list[BatchItem | None] = [None] * len(specs)
+        now = await self._store.now()
+        pairs: list[tuple[Job, Sequence[Run]]] = []
+        entropy = self._entropy(10 * len(specs))
+        known: set[str] = set()
+        for index, spec in enumerate(specs):
+            try:
+                if isinstance(spec, DulyError):
+                    raise spec
                 await self._require_blobs(spec, known)
                 job_id = mint_job_id(now, entropy[10 * index : 10 * index + 10])
                 job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
-                pairs.append((index, job, _opened(job, now)))
+                pairs.append((job, _opened(job, now)))
+                results[index] = BatchItem(status=201, id=job.id)
             except DulyError as error:
                 results[index] = BatchItem(status=error.status, error=contract.problem(error, prefix=f"/jobs/{index}"))
-        await self.create_defined([(job, runs) for _, job, runs in pairs])
-        for index, job, _ in pairs:
-            results[index] = BatchItem(status=201, id=job.id)
+        await self.create_defined(pairs)
         made = [result for result in results if result is not None]
-        return BatchView(results=made, created=len(pairs), failed=len(bodies) - len(pairs))
+        return BatchView(results=made, created=len(pairs), failed=len(specs) - len(pairs))
 
     async def create_defined(self, pairs: Sequence[tuple[Job, Sequence[Run]]]) -> None:
         """Write jobs that were defined with freshly minted ids, in one commit for each shard."""

@@ -1,0 +1,165 @@
+"""`Duly` inside a user's program: a scheduler of its own in a file, or a client of one elsewhere.
+
+    duly = Duly()                              everything in this process, stored in ./duly.db
+    duly = Duly("http://host:7350", token=…)   the same calls, made to a server
+
+Making one costs nothing and starts nothing: decorators only note their functions, so that a module can be imported
+by a worker. The first call, or `run`, starts the store, scheduler and worker on a thread of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from duly.core.errors import Conflict
+from duly.faces.client import Client
+from duly.faces.loop_thread import LoopThread
+from duly.faces.transport import Transport
+from duly.tasks.registry import FunctionRegistry
+
+if TYPE_CHECKING:
+    from duly.boot import Node
+    from duly.roles.servicer import Servicer
+
+
+class Duly(Client):
+    """A scheduler in this program, or a client of one elsewhere; see the module's page and `Client`."""
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | Sequence[str] = "duly.db",
+        *,
+        token: str | None = None,
+        slots: int = 0,
+        functions_in: Literal["threads", "processes"] = "threads",
+        allow_private_addresses: bool = False,
+    ) -> None:
+        """`target`: a path for a scheduler of one's own, or the URL (or URLs) of servers.
+
+        The rest but `token` is for one's own scheduler. `slots`: sync functions and commands at once, 0 for the
+        number of processors. Functions run in threads of this program, or in `processes` of their own, which
+        can be killed when they take too long and do not share this program's GIL.
+        """
+        self.functions = FunctionRegistry()
+        self._stopping = threading.Event()
+        thread = LoopThread()
+        if _is_remote(target):
+            from duly.faces.http_transport import HttpTransport
+
+            self._embedded: _Embedded | None = None
+            transport: Transport = HttpTransport(target if isinstance(target, str) else list(target), token=token)  # type: ignore[arg-type]
+        else:
+            from duly.faces.servicer_transport import ServicerTransport
+
+            self._embedded = _Embedded(
+                Path(os.fspath(target)),  # type: ignore[arg-type]
+                self.functions,
+                slots=slots,
+                functions_in=functions_in,
+                allow_private_addresses=allow_private_addresses,
+            )
+            transport = ServicerTransport(thread, self._embedded.servicer)
+        super().__init__(transport, thread=thread, functions=self.functions)
+
+    def start(self) -> None:
+        """Start working in the background and create the jobs of decorated functions. Returns when all is up."""
+        if self._embedded is None:
+            self.register()
+            return
+        self.thread.wait(self._embedded.servicer())
+        self.register()
+
+    def run(self) -> None:
+        """Stay and work until SIGTERM, SIGINT or `stop`; then finish what runs, and close.
+
+        Raises Conflict for a client of a server elsewhere, which has no worker of its own.
+        """
+        if self._embedded is None:
+            raise Conflict("this Duly is a client; its functions run where `duly up --app MODULE:NAME` is started")
+        in_main = threading.current_thread() is threading.main_thread()
+        former = {}
+        if in_main:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                former[number] = signal.signal(number, lambda *_: self._stopping.set())
+        try:
+            self.start()
+            self._stopping.wait()
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+            self.close()
+
+    def stop(self) -> None:
+        """Make `run` return, from any thread."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Finish what runs within the grace, hand the rest back, and let go of the file and the thread."""
+        if self._embedded is not None:
+            self.thread.wait(self._embedded.close())
+        super().close()
+
+
+def _is_remote(target: str | os.PathLike[str] | Sequence[str]) -> bool:
+    if isinstance(target, os.PathLike):
+        return False
+    first = target if isinstance(target, str) else next(iter(target), "")
+    return first.startswith(("http://", "https://"))
+
+
+class _Embedded:
+    """The node behind a Duly, started by its first use."""
+
+    def __init__(
+        self,
+        path: Path,
+        functions: FunctionRegistry,
+        *,
+        slots: int,
+        functions_in: Literal["threads", "processes"],
+        allow_private_addresses: bool,
+    ) -> None:
+        self._path = path
+        self._functions = functions
+        self._slots = slots
+        self._functions_in = functions_in
+        self._allow_private_addresses = allow_private_addresses
+        self._node: Node | None = None
+        self._starting: asyncio.Lock | None = None
+
+    async def servicer(self) -> Servicer:
+        """The running servicer; the first caller starts the node, the others wait for it."""
+        if self._node is not None:
+            return self._node.servicer
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._node is None:
+                node = self._assemble()
+                await node.start()
+                self._node = node
+        return self._node.servicer
+
+    def _assemble(self) -> Node:
+        from duly.boot import assemble
+        from duly.settings import Settings
+
+        settings = Settings(
+            slots=self._slots,
+            functions_in=self._functions_in,
+            allow_private_addresses=self._allow_private_addresses,
+        )
+        return assemble(settings, self._functions, file=self._path)
+
+    async def close(self) -> None:
+        """Drain and stop the node, if it was started."""
+        node, self._node = self._node, None
+        if node is not None:
+            await node.drain()
+            await node.stop()
