@@ -12,7 +12,7 @@ reach is left to the next page: a page may be short, even empty, and still have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import apsw
@@ -24,6 +24,7 @@ from duly.core.paging import (
     RunPosition,
     job_cursor,
     job_position,
+    merge,
     page_limit,
     run_cursor,
     run_position,
@@ -138,7 +139,7 @@ def page_runs(db: apsw.Connection, query: RunQuery) -> tuple[list[Run], str | No
         found += rows
         if reach is not None:
             reaches.append(reach)
-    page, position = _cut(found, reaches, limit, descending=not query.oldest_first)
+    page, position = merge(found, reaches, limit, descending=not query.oldest_first)
     return page, None if position is None else run_cursor(position)
 
 
@@ -254,26 +255,5 @@ def page_jobs(db: apsw.Connection, query: JobQuery) -> tuple[list[str], str | No
     else:
         for name, key in db.execute(f"select name, id from {walk} {order} limit 1 offset :budget - 1", params):
             reaches.append((name, key) if by_name else (key,))
-    page, next_position = _cut(found, reaches, limit, descending=descending)
+    page, next_position = merge(found, reaches, limit, descending=descending)
     return page, None if next_position is None else job_cursor(next_position)
-
-
-# -- both ---------------------------------------------------------------------------------------------------
-
-
-def _cut(
-    found: Sequence[tuple[Any, Any]], reaches: Sequence[Any], limit: int, *, descending: bool
-) -> tuple[list[Any], Any]:
-    """The page from what all sources found, and the position after which the next one begins."""
-    nearest = None
-    if reaches:
-        nearest = max(reaches) if descending else min(reaches)
-        found = [row for row in found if (row[0] >= nearest if descending else row[0] <= nearest)]
-    page = sorted(found, key=_position, reverse=descending)
-    if len(page) > limit:
-        return [item for _, item in page[:limit]], page[limit - 1][0]
-    return [item for _, item in page], nearest
-
-
-def _position(row: tuple[Any, Any]) -> Any:
-    return row[0]

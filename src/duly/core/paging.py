@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -22,6 +23,8 @@ _LONGEST: Final = 4_096
 
 RunPosition = tuple[int, str]
 JobPosition = tuple[str, ...]
+P = TypeVar("P", RunPosition, JobPosition)
+T = TypeVar("T")
 
 
 class _RunCursor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="run"):
@@ -88,3 +91,28 @@ def _value(cursor: str) -> _Cursor:
         )
     except (binascii.Error, msgspec.MsgspecError, UnicodeError) as problem:
         raise Malformed(f"the cursor cannot be read: {problem}") from problem
+
+
+# -- merging ------------------------------------------------------------------------------------------------
+
+
+def merge(
+    found: Iterable[tuple[P, T]], reaches: Collection[P], limit: int, *, descending: bool
+) -> tuple[list[T], P | None]:
+    """The page from what several sources found, each item with its position, and the position of the next cursor.
+
+    `reaches` say how far those sources have looked that may have more. What lies beyond the nearest is left for the
+    next page, so that no item is shown before one of another source that ought to come first.
+    """
+    page = sorted(found, key=_position, reverse=descending)
+    nearest: P | None = None
+    if reaches:
+        nearest = max(reaches) if descending else min(reaches)
+        page = [row for row in page if (row[0] >= nearest if descending else row[0] <= nearest)]
+    if len(page) > limit:
+        return [item for _, item in page[:limit]], page[limit - 1][0]
+    return [item for _, item in page], nearest
+
+
+def _position(row: tuple[P, T]) -> P:
+    return row[0]

@@ -1,0 +1,81 @@
+"""Which shard holds a job: 4,096 fixed slots, and a consistent placement of slots on shards.
+
+    job id ──blake2b & 4095──▶ slot ──Ring.table──▶ shard
+
+A slot ranks the shards by weighted rendezvous hashing and takes the first that is not full; full is 5 % above the
+shard's fair share. So the same shards give the same ring on every node, one that joins or leaves moves about its
+share of the slots and hardly any others, and no shard holds much more than its weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from duly.core.model import JobId
+
+SLOTS: Final = 4_096
+SLACK: Final = 1.05  # how far above its fair share a shard may be filled
+
+
+def slot(job_id: JobId) -> int:
+    """The slot of a job, in [0, 4096): it never changes."""
+    return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=2).digest(), "big") & (SLOTS - 1)
+
+
+class Ring(msgspec.Struct, frozen=True):
+    """Slot → shard. Made by `place`."""
+
+    table: tuple[str, ...]
+
+    def shard_of(self, job_id: JobId) -> str:
+        """The shard that holds a job."""
+        return self.table[slot(job_id)]
+
+    def slots_of(self, shard: str) -> tuple[int, ...]:
+        """The slots that a shard holds, in order."""
+        return tuple(i for i, name in enumerate(self.table) if name == shard)
+
+
+class Move(NamedTuple):
+    """A slot that changes shards."""
+
+    slot: int
+    source: str
+    target: str
+
+
+def place(weights: Mapping[str, float]) -> Ring:
+    """The ring of shards with weights (1.0 each if they are alike). The order of the mapping does not matter.
+
+    Raises ValueError without shards, or for a weight that is not positive.
+    """
+    if not weights:
+        raise ValueError("a ring needs at least one shard")
+    if any(not weight > 0 or math.isinf(weight) for weight in weights.values()):
+        raise ValueError("the weight of a shard must be positive")
+    total = sum(weights[name] for name in sorted(weights))
+    room = {name: math.ceil(SLOTS * weight / total * SLACK) for name, weight in weights.items()}
+    table = []
+    for number in range(SLOTS):
+        ranked = sorted(weights, key=lambda name: (-_score(name, weights[name], number), name))
+        chosen = next(name for name in ranked if room[name])
+        room[chosen] -= 1
+        table.append(chosen)
+    return Ring(tuple(table))
+
+
+def moves(before: Ring, after: Ring) -> tuple[Move, ...]:
+    """What changes shards from one ring to the next, by slot."""
+    pairs = enumerate(zip(before.table, after.table, strict=True))
+    return tuple(Move(number, source, target) for number, (source, target) in pairs if source != target)
+
+
+def _score(name: str, weight: float, number: int) -> float:
+    """Larger is better. -weight / ln(u), u in (0, 1): each shard is first for its weight's share of the slots."""
+    digest = hashlib.blake2b(f"{number} {name}".encode(), digest_size=8).digest()
+    return -weight / math.log((int.from_bytes(digest, "big") + 1) / (2**64 + 2))

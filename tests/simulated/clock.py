@@ -1,0 +1,80 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+
+from anyio.lowlevel import checkpoint
+
+from duly.ports import Waitable
+
+START = 1_800_000_000_000_000  # 2027-01-15T08:00:00Z
+
+
+class ManualClock:
+    """The Clock port, moved by hand: `advance` wakes sleepers in the order of their times.
+
+    `skew` sets the wall clock apart from the monotonic one, as an operator or NTP does.
+    """
+
+    def __init__(self, start: int = START) -> None:
+        self.skew = start
+        self._monotonic = 0
+        self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    def wall(self) -> int:
+        return self._monotonic + self.skew
+
+    def monotonic(self) -> int:
+        return self._monotonic
+
+    async def sleep(self, duration: int) -> None:
+        if duration <= 0:
+            await checkpoint()
+            return
+        woken = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._monotonic + duration, next(self._order), woken))
+        await woken
+
+    async def wait(self, event: Waitable, timeout: int | None) -> bool:
+        if event.is_set():
+            return True
+        waiting = asyncio.ensure_future(event.wait())
+        ends = {waiting} if timeout is None else {waiting, asyncio.ensure_future(self.sleep(timeout))}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        return event.is_set()
+
+    @property
+    def next_wake(self) -> int | None:
+        """When the next sleeper wakes, by the monotonic clock; None if all are awake."""
+        while self._sleepers and self._sleepers[0][2].done():
+            heapq.heappop(self._sleepers)
+        return self._sleepers[0][0] if self._sleepers else None
+
+    async def advance(self, duration: int) -> None:
+        """Move time on by `duration` µs, stopping at each sleeper's time to let it run until it waits again."""
+        until = self._monotonic + duration
+        await settle()
+        while (wake := self.next_wake) is not None and wake <= until:
+            _, _, woken = heapq.heappop(self._sleepers)
+            self._monotonic = max(self._monotonic, wake)
+            woken.set_result(None)
+            await settle()
+        self._monotonic = until
+        await settle()
+
+
+async def settle(turns: int = 20) -> None:
+    """Let what can run without time passing, run: so many turns of the loop."""
+    for _ in range(turns):
+        await checkpoint()
