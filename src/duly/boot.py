@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import apsw
+
 from duly.adapters.local_broker import LocalBroker
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.sharded_store import ShardedStore
@@ -28,6 +30,7 @@ from duly.adapters.system_clock import SystemClock
 from duly.core.errors import InvalidInput, Unavailable
 from duly.core.instants import MILLISECOND
 from duly.core.model import WorkerId
+from duly.core.ring import place
 from duly.ports import Blobs, Broker, Clock, Store
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
@@ -119,13 +122,13 @@ def assemble(
         directory = Path(settings.dir)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = _open_store(directory, settings.shards, clock)
-        blobs = ObstoreBlobs(directory / "blobs", clock)
+        blobs = ObstoreBlobs(directory / "blobs", clock=clock)
         scratch = directory / "scratch"
         scratch.mkdir(exist_ok=True, mode=0o700)
     else:
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
         store = SqliteStore(file, shard="s0", clock=clock)
-        blobs = ObstoreBlobs(file.with_name(f"{file.name}-blobs"), clock)
+        blobs = ObstoreBlobs(file.with_name(f"{file.name}-blobs"), clock=clock)
         scratch = Path(tempfile.gettempdir())
     name = socket.gethostname()
     servicer = Servicer(
@@ -187,7 +190,7 @@ def _open_store(directory: Path, shards: int, clock: Clock) -> Store:
     stores = {name: SqliteStore(directory / f"shard-{name}.db", shard=name, clock=clock) for name in names}
     if shards == 1:
         return stores[names[0]]
-    return ShardedStore(stores)
+    return ShardedStore(stores, place(dict.fromkeys(names, 1.0)))
 
 
 def worker_settings(settings: Settings, scratch: Path) -> WorkerSettings:
@@ -238,7 +241,7 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
         settings=HttpSettings(
             hosts=hosts_for(settings.host, tuple(settings.allowed_hosts)),
             max_blob_bytes=settings.max_blob_bytes,
-            sqlite=SqliteStore.library_version(),
+            sqlite=apsw.sqlite_lib_version(),
         ),
         stop=stop,
     )

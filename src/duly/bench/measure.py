@@ -1,0 +1,249 @@
+"""The measurements: each takes a running node and gives figures. Nothing here is estimated.
+
+A lateness is what the store has of a run: its code's first instruction minus the time it was due, in µs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from duly.boot import Node
+from duly.core.contract import CommandSpec, FunctionSpec, JobSpec
+from duly.core.instants import MILLISECOND, SECOND, format_instant
+from duly.core.model import JobId, Run, RunState
+from duly.ports import RunQuery
+
+NOOP = "duly.bench.tasks:noop"
+ANOOP = "duly.bench.tasks:anoop"
+PATIENCE = 120 * SECOND
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One row: a value with its unit, the target of the design where there is one, and how it was had."""
+
+    name: str
+    value: float
+    unit: str
+    target: str = ""
+    note: str = ""
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Of lateness, in ms; `early` counts those below zero."""
+
+    p50: float
+    p99: float
+    largest: float
+    early: int
+    count: int
+
+
+def quantiles(late: Sequence[int]) -> Quantiles:
+    """The quantiles of latenesses in µs."""
+    ordered = sorted(late)
+    if not ordered:
+        raise RuntimeError("nothing was measured")
+    return Quantiles(
+        p50=ordered[len(ordered) // 2] / 1000,
+        p99=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] / 1000,
+        largest=ordered[-1] / 1000,
+        early=sum(value < 0 for value in ordered),
+        count=len(ordered),
+    )
+
+
+def lateness_figures(name: str, late: Sequence[int], *, target: str = "", note: str = "") -> list[Figure]:
+    """Rows p50, p99, max and the count of early starts."""
+    found = quantiles(late)
+    return [
+        Figure(name=f"{name}: p50", value=found.p50, unit="ms"),
+        Figure(name=f"{name}: p99", value=found.p99, unit="ms", target=target),
+        Figure(name=f"{name}: max", value=found.largest, unit="ms"),
+        Figure(name=f"{name}: early", value=found.early, unit="runs", target="0", note=note or f"{found.count} runs"),
+    ]
+
+
+def function(name: str, at: str = "now", **fields: object) -> JobSpec:
+    """A one-time job of a function."""
+    mode = "async" if name == ANOOP else "sync"
+    spec = JobSpec(task=FunctionSpec(name=name, mode=mode), schedule=at, keep={})  # type: ignore[arg-type]
+    return msgspec.structs.replace(JobSpec(task=spec.task, schedule=at), **fields)
+
+
+async def create(node: Node, specs: Sequence[JobSpec], chunk: int = 5_000) -> list[JobId]:
+    """Create jobs through the servicer's batch call; returns their ids."""
+    ids: list[JobId] = []
+    for start in range(0, len(specs), chunk):
+        answer = await node.servicer.create_specs(specs[start : start + chunk])
+        if answer.failed:
+            raise RuntimeError(f"{answer.failed} jobs were refused")
+        ids.extend(JobId(item.id) for item in answer.results if item.id)
+    return ids
+
+
+async def ended(node: Node, count: int, before: int) -> None:
+    """Wait until `count` more runs have ended than `before`, by the store's own tally."""
+    deadline = node.clock.monotonic() + PATIENCE
+    while await ended_so_far(node) - before < count:
+        if node.clock.monotonic() > deadline:
+            raise RuntimeError(f"only {await ended_so_far(node) - before} of {count} runs ended")
+        await node.clock.sleep(5 * MILLISECOND)
+
+
+async def ended_so_far(node: Node) -> int:
+    """Finished runs of all states."""
+    return sum(sum(shard.ended.values()) for shard in await node.store.stats())
+
+
+async def runs_of(node: Node, ids: Sequence[JobId]) -> list[Run]:
+    """The newest run of each job."""
+    rows = await node.store.get(ids)
+    return [row.last_run for row in rows if row is not None and row.last_run is not None]
+
+
+# -- rates --------------------------------------------------------------------------------------------------
+
+
+async def bulk_create(node: Node, count: int) -> Figure:
+    """Jobs per second through the in-process batch call, a day ahead so that nothing else happens."""
+    at = format_instant(node.clock.wall() + 86_400 * SECOND)
+    specs = [function(NOOP, at)] * count
+    started = node.clock.monotonic()
+    ids = await create(node, specs)
+    rate = count / ((node.clock.monotonic() - started) / 1e6)
+    for start in range(0, len(ids), 10_000):
+        await delete(node, ids[start : start + 10_000])
+    return Figure(name="bulk create, Python", value=rate, unit="jobs/s", target="≥ 100,000", note=f"{count} jobs")
+
+
+async def delete(node: Node, ids: Sequence[JobId]) -> None:
+    """Delete jobs, so that the next measurement starts clean."""
+    for job_id in ids:
+        await node.servicer.delete_job(job_id)
+
+
+async def throughput(node: Node, count: int, name: str = NOOP) -> list[Figure]:
+    """No-op runs per second with every outcome stored: a backlog drained, and creating included."""
+    at = node.clock.wall() + 3600 * SECOND
+    figures = []
+    label = "sync" if name == NOOP else "async"
+    before = await ended_so_far(node)
+    started = node.clock.monotonic()
+    await create(node, [function(name)] * count)
+    await ended(node, count, before)
+    spent = (node.clock.monotonic() - started) / 1e6
+    figures.append(
+        Figure(name=f"no-op runs, {label}, created and run", value=count / spent, unit="runs/s", note=f"{count} runs")
+    )
+    before = await ended_so_far(node)
+    lead = max(2 * SECOND, count * 40)
+    at = node.clock.wall() + lead
+    await create(node, [function(name, format_instant(at), max_lateness="1h")] * count)
+    await node.clock.sleep(max(0, at - node.clock.wall()))
+    started = node.clock.monotonic()
+    await ended(node, count, before)
+    spent = (node.clock.monotonic() - started) / 1e6
+    figures.append(
+        Figure(
+            name=f"no-op runs, {label}, outcome stored",
+            value=count / spent,
+            unit="runs/s",
+            target="≥ 50,000" if name == NOOP else "",
+            note=f"{count} due at one instant, drained",
+        )
+    )
+    return figures
+
+
+# -- punctuality --------------------------------------------------------------------------------------------
+
+
+async def steady(node: Node, per_second: int, seconds: int, name: str = NOOP) -> tuple[list[int], list[int]]:
+    """Lateness of one-time runs at a steady rate, beside the bare timer in another process at the same time."""
+    period = SECOND // per_second
+    count = per_second * seconds
+    first = node.clock.wall() + 2 * SECOND
+    specs = [function(name, format_instant(first + index * period)) for index in range(count)]
+    before = await ended_so_far(node)
+    ids = await create(node, specs)
+    await node.clock.sleep(max(0, first - node.clock.wall()))
+    timer = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "duly.bench.timer", str(period), str(count - per_second // 2), stdout=subprocess.PIPE
+    )
+    printed, _ = await timer.communicate()
+    await ended(node, count, before)
+    return [run.lateness or 0 for run in await runs_of(node, ids)], msgspec.json.decode(printed, type=list[int])
+
+
+async def burst(node: Node, count: int, name: str = NOOP) -> list[int]:
+    """Lateness of runs that are all due at one instant, staged ahead."""
+    before = await ended_so_far(node)
+    at = format_instant(node.clock.wall() + 3 * SECOND)
+    ids = await create(node, [function(name, at)] * count)
+    await ended(node, count, before)
+    return [run.lateness or 0 for run in await runs_of(node, ids)]
+
+
+async def every_second(node: Node, seconds: int) -> tuple[list[int], int]:
+    """Lateness of an every-second job, and the ticks that it skipped."""
+    job, _ = await node.servicer.create_job(function(NOOP, "every 1s"))
+    await node.clock.sleep((seconds + 1) * SECOND)
+    await node.servicer.pause_job(job.id)
+    page = await node.store.page_runs(RunQuery(job_id=JobId(job.id), limit=1000, oldest_first=True))
+    done = [run for run in page.items if run.state == RunState.SUCCEEDED]
+    instants = [run.scheduled_at for run in done]
+    skipped = (instants[-1] - instants[0]) // SECOND + 1 - len(instants)
+    await node.servicer.delete_job(job.id)
+    return [run.lateness or 0 for run in done], skipped
+
+
+async def command_start(node: Node, count: int) -> list[int]:
+    """Lateness of commands that are due one after another, staged ahead."""
+    first = node.clock.wall() + 2 * SECOND
+    specs = [
+        JobSpec(
+            task=CommandSpec(argv=["/bin/true"]), schedule=format_instant(first + index * 100 * MILLISECOND)
+        )
+        for index in range(count)
+    ]
+    before = await ended_so_far(node)
+    ids = await create(node, specs)
+    await ended(node, count, before)
+    return [run.lateness or 0 for run in await runs_of(node, ids)]
+
+
+# -- cost and recovery --------------------------------------------------------------------------------------
+
+
+def memory() -> list[tuple[str, float]]:
+    """Resident MiB of this process and of each of its children."""
+    found = [("server", resident(os.getpid()))]
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    found += [(f"child {index}", resident(int(pid))) for index, pid in enumerate(children, 1)]
+    return found
+
+
+def resident(pid: int) -> float:
+    """Resident MiB of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+async def recovery(node: Node, children: Callable[[], Sequence[int]]) -> Figure:
+    """From SIGKILL of every function process to the end of a run that is due after it."""
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    started = node.clock.monotonic()
+    before = await ended_so_far(node)
+    await create(node, [function(NOOP)])
+    await ended(node, 1, before)
+    spent = (node.clock.monotonic() - started) / 1000
+    return Figure(name="recovery after killed function processes", value=spent, unit="ms", note="to the next end")
