@@ -49,7 +49,9 @@ from duly.roles.loop import Loop
 from duly.roles.reporter import Reporter
 from duly.roles.scratch import Scratch
 from duly.tasks.attempt import Runner, Stage, Tempo
+from duly.tasks.command import CommandRunner
 from duly.tasks.function import FunctionRunner
+from duly.tasks.http import HttpRunner
 from duly.tasks.registry import FunctionRegistry, import_app
 
 log = logging.getLogger("duly.worker")
@@ -121,7 +123,7 @@ class Worker(Loop):
         if self._own_runners:
             folder = await asyncio.to_thread(self._scratch.open)
             self._make_runners(folder)
-        for runner in set(self._runners.values()):
+        for runner in self._runners.values():
             await runner.start()
         for name in self._shard_names:
             self.attempts.shards[name] = Shard(name, self.id, self._reporter(name))
@@ -155,7 +157,11 @@ class Worker(Loop):
             async_slots=settings.async_slots,
             tempos=(self._tempos["process"], self._tempos["async"]),
         )
-        self._runners = {"function": functions}
+        commands = CommandRunner(self.attempts, self._blobs, stage, slots=functions.sync, tempo=self._tempos["process"])
+        requests = HttpRunner(
+            self.attempts, self._blobs, stage, slots=settings.async_slots, tempo=self._tempos["async"]
+        )
+        self._runners = {"function": functions, "command": commands, "http": requests}
 
     def _reporter(self, name: str) -> Reporter:
         return Reporter(
@@ -189,7 +195,7 @@ class Worker(Loop):
         for subscription in self._subscriptions:
             await subscription.stop()
         self.attempts.close()
-        await asyncio.gather(*(runner.close() for runner in set(self._runners.values())))
+        await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         if self._own_runners:
             await asyncio.to_thread(self._scratch.close)
 
@@ -204,7 +210,7 @@ class Worker(Loop):
         if self.state != "started" or state.reporter.backed_up:
             return {"process": 0, "async": 0}
         settings = self._settings
-        occupied = sum(runner.occupied() for runner in set(self._runners.values()))
+        occupied = sum(runner.occupied() for runner in self._runners.values())
         running_async = self._shards_held("async")
         free: dict[Lane, int] = {
             "process": max(0, settings.slots - occupied),
