@@ -1,0 +1,53 @@
+"""`duly bench`: measures duly on this machine and prints a table, or JSON."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from duly.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from duly.bench.measure import Figure
+
+
+def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = ()) -> int:
+    """Run the benchmark. Exit status 0; InvalidInput for a row that does not exist."""
+    import msgspec
+    from rich.console import Console
+    from rich.table import Table
+
+    from duly.bench import suite
+
+    unknown = [name for name in only if name not in suite.CHOICES]
+    if unknown:
+        raise InvalidInput.at("/only", f"{unknown[0]!r} is not one of {', '.join(suite.CHOICES)}")
+    machine = suite.Machine.here()
+    progress = Console(stderr=True)
+    told = progress.is_terminal
+
+    def each(figure: Figure) -> None:
+        if told:
+            progress.print(f"[dim]{figure.name}: {figure.value:,.3f} {figure.unit}[/dim]")
+
+    found = suite.run(only, quick=quick, each=each)
+    if json:
+        document = {"machine": machine, "quick": quick, "figures": found}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+        return 0
+    title = f"{machine.cores} cores, Python {machine.python}, load {machine.load:.1f} at the start"
+    table = Table(title=title, title_justify="left")
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    table.add_column("unit")
+    table.add_column("target")
+    table.add_column("note")
+    for figure in found:
+        value = (
+            f"{figure.value:,.0f}"
+            if figure.value >= 1000 or figure.unit in ("runs", "ticks")
+            else f"{figure.value:.3f}"
+        )
+        table.add_row(figure.name, value, figure.unit, figure.target, figure.note)
+    Console().print(table)
+    return 0

@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -73,9 +74,8 @@ def lateness_figures(name: str, late: Sequence[int], *, target: str = "", note: 
 
 def function(name: str, at: str = "now", **fields: object) -> JobSpec:
     """A one-time job of a function."""
-    mode = "async" if name == ANOOP else "sync"
-    spec = JobSpec(task=FunctionSpec(name=name, mode=mode), schedule=at, keep={})  # type: ignore[arg-type]
-    return msgspec.structs.replace(JobSpec(task=spec.task, schedule=at), **fields)
+    mode: Literal["sync", "async"] = "async" if name == ANOOP else "sync"
+    return msgspec.structs.replace(JobSpec(task=FunctionSpec(name=name, mode=mode), schedule=at), **fields)
 
 
 async def create(node: Node, specs: Sequence[JobSpec], chunk: int = 5_000) -> list[JobId]:
@@ -132,7 +132,6 @@ async def delete(node: Node, ids: Sequence[JobId]) -> None:
 
 async def throughput(node: Node, count: int, name: str = NOOP) -> list[Figure]:
     """No-op runs per second with every outcome stored: a backlog drained, and creating included."""
-    at = node.clock.wall() + 3600 * SECOND
     figures = []
     label = "sync" if name == NOOP else "async"
     before = await ended_so_far(node)
@@ -209,9 +208,7 @@ async def command_start(node: Node, count: int) -> list[int]:
     """Lateness of commands that are due one after another, staged ahead."""
     first = node.clock.wall() + 2 * SECOND
     specs = [
-        JobSpec(
-            task=CommandSpec(argv=["/bin/true"]), schedule=format_instant(first + index * 100 * MILLISECOND)
-        )
+        JobSpec(task=CommandSpec(argv=["/bin/true"]), schedule=format_instant(first + index * 100 * MILLISECOND))
         for index in range(count)
     ]
     before = await ended_so_far(node)
@@ -226,9 +223,14 @@ async def command_start(node: Node, count: int) -> list[int]:
 def memory() -> list[tuple[str, float]]:
     """Resident MiB of this process and of each of its children."""
     found = [("server", resident(os.getpid()))]
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    found += [(f"child {index}", resident(int(pid))) for index, pid in enumerate(children, 1)]
+    found += [(f"child {index}", resident(pid)) for index, pid in enumerate(children(), 1)]
     return found
+
+
+def children() -> list[int]:
+    """The pids of this process's children, of whichever of its threads."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sorted({int(pid) for task in tasks for pid in (task / "children").read_text().split()})
 
 
 def resident(pid: int) -> float:
@@ -237,7 +239,7 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-async def recovery(node: Node, children: Callable[[], Sequence[int]]) -> Figure:
+async def recovery(node: Node) -> Figure:
     """From SIGKILL of every function process to the end of a run that is due after it."""
     for pid in children():
         os.kill(pid, signal.SIGKILL)
@@ -247,3 +249,13 @@ async def recovery(node: Node, children: Callable[[], Sequence[int]]) -> Figure:
     await ended(node, 1, before)
     spent = (node.clock.monotonic() - started) / 1000
     return Figure(name="recovery after killed function processes", value=spent, unit="ms", note="to the next end")
+
+
+async def fill(node: Node, count: int) -> Figure:
+    """Store jobs that are due in a year: the table that nothing may slow down with."""
+    at = node.clock.wall() + 365 * 86_400 * SECOND
+    started = node.clock.monotonic()
+    for start in range(0, count, 10_000):
+        await create(node, [function(NOOP, format_instant(at + start))] * min(10_000, count - start), chunk=10_000)
+    rate = count / ((node.clock.monotonic() - started) / 1e6)
+    return Figure(name=f"bulk create of {count:,}", value=rate, unit="jobs/s")
