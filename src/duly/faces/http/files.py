@@ -30,7 +30,9 @@ _FOR_EVER: Final = (b"cache-control", b"private, max-age=31536000, immutable")
 class UploadAsked(Query, frozen=True, kw_only=True):
     """What an upload shall be."""
 
-    digest: Annotated[str, Meta(description="sha256:<hex> that the content must have")] | None = None
+    digest: Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$", description="that the content must have")] | None = (
+        None
+    )
 
 
 class OutputList(View, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from duly.faces.http.operation import Operation, Returns
 from duly.faces.http.query import Query
 from duly.faces.http.runs import frame
 
-_EVENT_ID: Final = re.compile(r"[A-Za-z0-9]{1,32}-[0-9]{1,18}", re.ASCII)
+_EVENT_ID: Final = re.compile(r"^[A-Za-z0-9]{1,32}-[0-9]{1,18}$", re.ASCII)
 
 
 class EventsAsked(Query, frozen=True, kw_only=True):
@@ -26,7 +26,10 @@ class EventsAsked(Query, frozen=True, kw_only=True):
 
     after: (
         Annotated[
-            str, Meta(max_length=64, description="the last event seen, for clients that cannot set Last-Event-ID")
+            str,
+            Meta(
+                pattern=_EVENT_ID.pattern, description="the last event seen, for clients that cannot set Last-Event-ID"
+            ),
         ]
         | None
     ) = None

@@ -6,7 +6,7 @@ import hashlib
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from duly.core.contract import (
     BatchSpec,
@@ -32,7 +32,7 @@ from duly.faces.http.conditions import idempotency_key, unchanged, versions_want
 from duly.faces.http.multipart import read_job_form
 from duly.faces.http.operation import Operation, Returns, Takes
 from duly.faces.http.problems import Headers
-from duly.faces.http.query import Cursor, Limit, Query, next_link, parse_query
+from duly.faces.http.query import NO_CONTROLS, Cursor, Limit, Query, next_link, parse_query
 from duly.ports import JobQuery
 
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -42,15 +42,19 @@ FORM: Final = "multipart/form-data"
 class JobsAsked(Query, frozen=True, kw_only=True):
     """Which jobs."""
 
-    name: Annotated[str, Meta(max_length=200, description="the whole name")] | None = None
+    name: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=200, description="the whole name")] | None = None
     label: Annotated[
-        tuple[Annotated[str, Meta(pattern="^[^:]{1,63}:", max_length=319)], ...],
+        tuple[Annotated[str, Meta(pattern="^[^:\\x00-\\x1f\\x7f]{1,63}:[^\\x00-\\x1f\\x7f]{0,255}$")], ...],
         Meta(max_length=64, description="`key:value`; repeat it for several, all must hold"),
     ] = ()
-    state: JobStateName | None = None
-    task: Literal["function", "command", "http"] | None = None
-    schedule: Annotated[str, Meta(max_length=16_384, description="the whole schedule")] | None = None
-    q: Annotated[str, Meta(max_length=200, description="a part of the name or the id")] | None = None
+    state: JobStateName | UnsetType = UNSET
+    task: Literal["function", "command", "http"] | UnsetType = UNSET
+    schedule: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=16_384, description="the whole schedule")] | None = (
+        None
+    )
+    q: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=200, description="a part of the name or the id")] | None = (
+        None
+    )
     order: Literal["created", "-created", "name", "-name"] = "created"
     limit: Limit = 100
     cursor: Cursor | None = None
@@ -181,8 +185,8 @@ async def list_jobs(call: Call) -> Answer:
             namespace=call.namespace,
             name=asked.name,
             labels=tuple(_label(text) for text in asked.label),
-            state=asked.state,
-            task=asked.task,
+            state=asked.state or None,
+            task=asked.task or None,
             schedule=asked.schedule,
             q=asked.q,
             order=asked.order,
@@ -234,16 +238,18 @@ _FORM_SCHEMA: Final = {
     "type": "object",
     "required": ["job"],
     "properties": {
-        "job": {"$ref": "#/components/schemas/JobSpec"},
+        "job": {
+            "allOf": [
+                {"$ref": "#/components/schemas/JobSpec"},
+                {"type": "object", "properties": {"task": {"$ref": "#/components/schemas/CommandSpec"}}},
+            ]
+        },
         "code": {"type": "string", "format": "binary", "description": "the executable, put at ./task"},
     },
     "patternProperties": {"^input/.": {"type": "string", "format": "binary", "description": "put below input/"}},
     "additionalProperties": False,
 }
-_PATCH_SCHEMA: Final = {
-    "type": "object",
-    "description": "An RFC 7396 merge patch on the writable fields of a job; null puts a field back to its default.",
-}
+_PATCH_SCHEMA: Final = {"$ref": "#/components/schemas/JobPatch"}
 
 OPERATIONS: Final = (
     Operation(

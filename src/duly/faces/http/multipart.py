@@ -185,11 +185,9 @@ async def read_job_form(call: Call) -> JobSpec:
 
 
 def _filled_in(spec: JobSpec, code: str | None, inputs: dict[str, str]) -> JobSpec:
-    if code is None and not inputs:
-        return spec
     task = spec.task
     if not isinstance(task, CommandSpec):
-        raise InvalidInput.at("/task/kind", "files go with a task of kind command")
+        raise InvalidInput.at("/task/kind", "a form brings files, which go with a task of kind command")
     wrong = []
     if code is not None and task.code not in (None, code):
         wrong.append(FieldError("/task/code", "names another file than the part code holds"))

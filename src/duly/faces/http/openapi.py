@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
 from duly import __version__
+from duly.core import contract
 from duly.core.contract import BatchSpec, JobSpec, JobView, Problem
 from duly.core.tokens import Scope
 from duly.faces.http.operation import Operation, Returns, Schema
@@ -16,27 +17,39 @@ from duly.faces.http.query import Query
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 _TEXT: Final[Schema] = {"type": "string"}
+_EVENT: Final[Schema] = {
+    "description": "Each event of the stream",
+    "type": "object",
+    "properties": {"id": _TEXT, "event": _TEXT, "data": _TEXT},
+}
 _TAG_PATTERN: Final = r'^(\*|\s*(W/)?"[!#-~]*"\s*(,\s*(W/)?"[!#-~]*"\s*)*)$'
+_FORMATS: Final = {
+    get_args(contract.Duration)[1].description: "duly-duration",
+    get_args(contract.Instant)[1].description: "date-time",
+}
 _EVERYWHERE: Final = (400, 408, 421, 500, 503, 507)  # what may come of any request
 _GUARDED: Final = (401, 403, 429)  # and of those that need a scope
 
-REQUEST_HEADERS: Final[Mapping[str, tuple[str, Schema]]] = {
+REQUEST_HEADERS: Final[Mapping[str, tuple[str, Schema, str]]] = {
     "Idempotency-Key": (
         "Makes the call safe to repeat: the same key and body find the first job",
         {"type": "string", "pattern": "^[!-~]{1,255}$", "minLength": 1, "maxLength": 255},
+        "nightly-report-2026-12-01",
     ),
-    "If-Match": ('Only if the job still has this ETag, such as "3"', {"type": "string", "pattern": _TAG_PATTERN}),
-    "If-None-Match": ("Only if it has another ETag", {"type": "string", "pattern": _TAG_PATTERN}),
-    "Prefer": ("wait=10 waits up to that many seconds for the run's end", _TEXT),
-    "Range": ("One range, such as bytes=0-1023", _TEXT),
-    "If-Range": ("The range only if the ETag is this one, else everything", _TEXT),
+    "If-Match": ("Only if the job still has this ETag", {"type": "string", "pattern": _TAG_PATTERN}, '"3"'),
+    "If-None-Match": ("Only if it has another ETag", {"type": "string", "pattern": _TAG_PATTERN}, '"3"'),
+    "Prefer": ("Wait up to that many seconds for the run's end", _TEXT, "wait=10"),
+    "Range": ("One range", _TEXT, "bytes=0-1023"),
+    "If-Range": ("The range only if the ETag is this one, else everything", _TEXT, f'"sha256:{"0" * 64}"'),
     "Content-Digest": (
-        "sha-256=:<base64>: is checked",
-        {"type": "string", "pattern": "^sha-256=:[A-Za-z0-9+/]{43}=:$"},
+        "Is checked, if it holds a sha-256",
+        _TEXT,
+        "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:",
     ),
     "Last-Event-ID": (
         "The stream goes on after this event",
         {"type": "string", "pattern": "^[A-Za-z0-9]{1,32}-[0-9]{1,18}$"},
+        "7c58b3b4-1",
     ),
 }
 ANSWER_HEADERS: Final[Mapping[str, tuple[str, Schema]]] = {
@@ -113,6 +126,7 @@ def _shapes(operations: Iterable[Operation]) -> list[Any]:
 
 def _amend(components: dict[str, Schema]) -> None:
     """What types cannot say."""
+    _add_formats(components)
     for name, schema in components.items():
         for field, default in list(schema.get("properties", {}).items()):
             if name.endswith(("View", "List", "LastRun", "Job", "Problem", "BatchItem")):
@@ -125,9 +139,42 @@ def _amend(components: dict[str, Schema]) -> None:
         "description": "Jobs, checked one by one: what is wrong with one is told in its result",
     }
     schedule = components[JobSpec.__name__]["properties"]["schedule"]
+    schedule["format"] = "duly-schedule"
     schedule["description"] = "now, in 5m, an RFC 3339 time, every 15m, after 15m, 0 2 * * *, @daily, RRULE:…"
     schedule["examples"] = ["every 15m", "0 2 * * *", "2026-12-01T09:00:00Z"]
+    components["JobPatch"] = _patch_of(components[JobSpec.__name__])
     components[JobView.__name__]["properties"]["id"]["examples"] = [_PATHS["job_id"][1]]
+
+
+def _patch_of(spec: Schema) -> Schema:
+    """An RFC 7396 merge patch on a shape: every field may be left out, or be null."""
+    fields: Schema = {}
+    for name, field in spec["properties"].items():
+        if name == "task":
+            fields[name] = {"type": "object", "description": "merged into the task; another kind replaces it"}
+            continue
+        field = {key: value for key, value in field.items() if key != "default"}
+        fields[name] = field if "anyOf" in field else {"anyOf": [field, {"type": "null"}]}
+    return {
+        "title": "JobPatch",
+        "description": "An RFC 7396 merge patch on a job; null puts a field back to its default.",
+        "type": "object",
+        "properties": fields,
+        "additionalProperties": False,
+    }
+
+
+def _add_formats(node: Any) -> None:
+    """Tell durations and instants from other strings, wherever they stand."""
+    if isinstance(node, list):
+        for item in node:
+            _add_formats(item)
+    elif isinstance(node, dict):
+        name = _FORMATS.get(node["description"]) if isinstance(node.get("description"), str) else None
+        if name is not None and node.get("type") == "string":
+            node["format"] = name
+        for item in node.values():
+            _add_formats(item)
 
 
 def _operation(operation: Operation, known: Mapping[int, Schema]) -> Schema:
@@ -161,7 +208,9 @@ def _returns(returns: Returns, known: Mapping[int, Schema]) -> Schema:
     result: Schema = {"description": returns.description, "headers": headers}
     if returns.shape is not None:
         schema = _schema(returns.shape, known)
-        result["content"] = {media: {"schema": schema} for media in returns.media}
+        result["content"] = {
+            media: {"schema": _EVENT if media == "text/event-stream" else schema} for media in returns.media
+        }
     return result
 
 
@@ -197,8 +246,8 @@ def _parameters(operation: Operation) -> list[Schema]:
         )
     found.extend(_query_parameters(operation.query))
     for name in operation.headers:
-        description, schema = REQUEST_HEADERS[name]
-        found.append({"name": name, "in": "header", "description": description, "schema": schema})
+        description, schema, example = REQUEST_HEADERS[name]
+        found.append({"name": name, "in": "header", "description": description, "schema": schema, "example": example})
     return found
 
 
@@ -207,6 +256,7 @@ def _query_parameters(shape: type[Query]) -> list[Schema]:
     found: list[Schema] = []
     for name, given in schema["properties"].items():
         field = _without_null(dict(given))
+        _add_formats(field)
         description = field.pop("description", None)
         if field.get("default", 0) in (None, []):
             field.pop("default")

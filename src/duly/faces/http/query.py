@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -16,12 +16,15 @@ Q = TypeVar("Q", bound="Query")
 _MOST = 1_000  # parameters in one query
 
 Limit = Annotated[int, Meta(ge=1, le=1000, description="how many items at most")]
-Cursor = Annotated[str, Meta(max_length=4096, description="`next` of the page before")]
-Flag = Annotated[str, Meta(pattern="^(true|false)$")]
+Cursor = Annotated[str, Meta(pattern="^[A-Za-z0-9_=-]+$", max_length=4096, description="`next` of the page before")]
+NO_CONTROLS: Final = "^[^\\x00-\\x1f\\x7f]*$"
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parameters of an operation; a list may be given by repeating the name, those in `commas` also as a,b."""
+    """The parameters of an operation; a list may be given by repeating the name, those in `commas` also as a,b.
+
+    What may be left out and is no string defaults to UNSET: for a field that may be None, the text `null` is None.
+    """
 
     commas: ClassVar[frozenset[str]] = frozenset()
 

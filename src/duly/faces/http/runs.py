@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from duly.core.contract import ExplainView, Instant, RunList, RunStateName, RunView
+from duly.core.contract import ExplainView, RunList, RunStateName, RunView
 from duly.core.definition import is_job_id
 from duly.core.errors import NotFound
 from duly.core.instants import parse_instant
@@ -20,9 +20,10 @@ from duly.faces.http.answers import Answer, EventStream, Streamed, json_reply
 from duly.faces.http.call import Call
 from duly.faces.http.jobs import answer_with_run, link
 from duly.faces.http.operation import Operation, Returns
-from duly.faces.http.query import Cursor, Limit, Query
+from duly.faces.http.query import NO_CONTROLS, Cursor, Limit, Query
 from duly.ports import RunQuery
 
+Moment = Annotated[str, Meta(max_length=40, extra_json_schema={"format": "date-time"})]
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -32,10 +33,10 @@ class JobRunsAsked(Query, frozen=True, kw_only=True):
     commas: ClassVar[frozenset[str]] = frozenset({"state"})
 
     state: Annotated[tuple[RunStateName, ...], Meta(max_length=20, description="repeat it, or write a,b")] = ()
-    since: Annotated[Instant, Meta(description="scheduled at or after; RFC 3339")] | None = None
-    until: Annotated[Instant, Meta(description="scheduled before; RFC 3339")] | None = None
-    late: Literal["true", "false"] | None = None
-    worker: Annotated[str, Meta(max_length=200)] | None = None
+    since: Annotated[Moment, Meta(description="scheduled at or after")] | None = None
+    until: Annotated[Moment, Meta(description="scheduled before")] | None = None
+    late: Literal["true", "false"] | UnsetType = UNSET
+    worker: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=200)] | None = None
     order: Literal["-scheduled", "scheduled"] = "-scheduled"
     limit: Limit = 100
     cursor: Cursor | None = None
@@ -44,7 +45,7 @@ class JobRunsAsked(Query, frozen=True, kw_only=True):
 class RunsAsked(JobRunsAsked, frozen=True, kw_only=True):
     """Which runs."""
 
-    job_id: Annotated[str, Meta(max_length=64)] | None = None
+    job_id: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=64)] | None = None
 
 
 class LogAsked(Query, frozen=True, kw_only=True):
@@ -78,7 +79,7 @@ async def _page(call: Call, asked: JobRunsAsked, job_id: str | None) -> Answer:
             states=tuple(RunState[name.upper()] for name in asked.state),
             since=None if asked.since is None else parse_instant(asked.since, pointer="/query/since"),
             until=None if asked.until is None else parse_instant(asked.until, pointer="/query/until"),
-            late=None if asked.late is None else asked.late == "true",
+            late=None if asked.late is UNSET else asked.late == "true",
             worker=None if asked.worker is None else WorkerId(asked.worker),
             oldest_first=asked.order == "scheduled",
             cursor=asked.cursor,
