@@ -325,10 +325,11 @@ class AsyncClient:
         until: str | datetime | None = None,
         late: bool | None = None,
         worker: str | None = None,
+        order: Literal["-scheduled", "scheduled"] | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunList:
-        """One page of runs, newest scheduled first; `since` and `until` bound the time for which it was scheduled."""
+        """One page of runs, newest scheduled first unless `order` says otherwise; `since` and `until` bound the time for which it was scheduled."""
         return await self.transport.list_runs(
             RunFilter(
                 job_id=job_id,
@@ -337,6 +338,7 @@ class AsyncClient:
                 until=None if until is None else instant(until, "/until"),
                 late=late,
                 worker=worker,
+                order=order,
                 limit=limit,
                 cursor=cursor,
             )
@@ -367,6 +369,10 @@ class AsyncClient:
         pieces = [piece async for piece in self.transport.read_log(run_id, stream=stream, attempt=attempt)]
         return b"".join(pieces).decode(errors="replace")
 
+    def read_log(self, run_id: str, *, stream: LogStream = "all", attempt: int | None = None) -> AsyncIterator[bytes]:
+        """As `log`, piece by piece."""
+        return self.transport.read_log(run_id, stream=stream, attempt=attempt)
+
     def follow_log(
         self, run_id: str, *, stream: LogStream = "all", attempt: int | None = None
     ) -> AsyncIterator[LogPiece]:
@@ -380,6 +386,10 @@ class AsyncClient:
     async def output(self, run_id: str, path: str) -> bytes:
         """The bytes of one file that the run left; for large ones there is `save_output`. Raises NotFound."""
         return b"".join([piece async for piece in self.transport.open_output(run_id, path)])
+
+    def open_output(self, run_id: str, path: str) -> AsyncIterator[bytes]:
+        """As `output`, piece by piece."""
+        return self.transport.open_output(run_id, path)
 
     async def save_output(self, run_id: str, path: str, to: str | Path) -> Path:
         """Write one file that the run left to `to`, piece by piece; replaces what is there only once it is whole."""
@@ -395,11 +405,25 @@ class AsyncClient:
         dst: Dst = "cron",
         since: str | datetime | None = None,
         count: int = 10,
+        start: str | datetime | None = None,
+        end: str | datetime | None = None,
+        calendar: Sequence[str] = (),
+        job_id: str = "",
     ) -> PreviewView:
         """The next `count` times of a schedule after `since` (now, if left out). Raises ScheduleError for a bad one."""
-        start = None if since is None else instant(since, "/from")
-        spec = PreviewSpec(schedule=schedule, timezone=timezone, dst=dst, from_=start, count=count)
-        return await self.transport.preview(spec)
+        return await self.transport.preview(
+            PreviewSpec(
+                schedule=schedule,
+                timezone=timezone,
+                dst=dst,
+                from_=None if since is None else instant(since, "/from"),
+                count=count,
+                start=None if start is None else instant(start, "/start"),
+                end=None if end is None else instant(end, "/end"),
+                calendar=list(calendar),
+                job_id=job_id,
+            )
+        )
 
     async def stats(self) -> StatsView:
         """Counts over all shards, and the lateness of what has run."""

@@ -169,9 +169,11 @@ class Client:
     retry = _blocking(AsyncClient.retry)
     explain = _blocking(AsyncClient.explain)
     log = _blocking(AsyncClient.log)
+    read_log = _iterating(AsyncClient.read_log)
     follow_log = _iterating(AsyncClient.follow_log)
     outputs = _blocking(AsyncClient.outputs)
     output = _blocking(AsyncClient.output)
+    open_output = _iterating(AsyncClient.open_output)
     save_output = _blocking(AsyncClient.save_output)
 
     # -- the rest -------------------------------------------------------------------------------------------

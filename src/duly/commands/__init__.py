@@ -1,0 +1,1 @@
+"""The commands of `duly`, a module for each noun. Each is imported when it is called."""

@@ -1,0 +1,19 @@
+"""`duly bench`: the measuring itself is in `duly.bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def bench(
+    *,
+    quick: Annotated[bool, Parameter(negative=(), help="Shorter, and rougher.")] = False,
+    only: Annotated[tuple[str, ...], Parameter(negative=(), help="Only this measurement; repeatable.")] = (),
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON on stdout and nothing else.")] = False,
+) -> int:
+    """Measure lateness and throughput on this machine."""
+    from duly.bench import main
+
+    return main(quick=quick, only=only, as_json=json)

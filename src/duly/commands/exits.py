@@ -1,0 +1,81 @@
+"""How a command ends: its exit code, and what stderr says."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from duly.core.errors import DulyError
+
+if TYPE_CHECKING:
+    from duly.core.contract import RunView
+
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+CONFLICT: Final = 4
+TIMED_OUT: Final = 124
+INTERRUPTED: Final = 130
+
+_CODES: Final = {400: USAGE, 404: NOT_FOUND, 409: CONFLICT, 412: CONFLICT, 422: USAGE, 504: TIMED_OUT}
+_ADVICE: Final = {
+    "unauthenticated": "give a token with --token or DULY_TOKEN; make one with: duly token create",
+    "forbidden": "use a token with a wider scope; make one with: duly token create --scope operate",
+    "blob_missing": "upload the file again",
+    "storage_full": "make room on the disk of the server's directory",
+}
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Runs a command; duly's errors become one line on stderr and an exit code."""
+    try:
+        result = command()
+        sys.stdout.flush()
+    except DulyError as error:
+        report(error)
+        return _CODES.get(error.status, FAILED) if error.code != "idempotency_key_reused" else CONFLICT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def report(error: DulyError) -> None:
+    """Says on stderr what went wrong and what to do; as JSON where the command line asks for JSON."""
+    advice = advice_for(error)
+    if "--json" in sys.argv:
+        fields = [{"pointer": field.pointer, "detail": field.detail} for field in error.errors]
+        problem = {"code": error.code, "status": error.status, "detail": error.detail, "errors": fields}
+        sys.stderr.write(json.dumps({**problem, "advice": advice}) + "\n")
+        return
+    lines = [f"duly: {error.detail}"]
+    if len(error.errors) > 1 or (error.errors and error.errors[0].detail not in error.detail):
+        lines += [f"  {field.pointer}: {field.detail}" for field in error.errors]
+    elif error.errors and error.errors[0].pointer and error.errors[0].pointer not in error.detail:
+        lines[0] = f"duly: {error.errors[0].pointer.lstrip('/')}: {error.detail}"
+    if advice:
+        lines.append(f"  {advice}")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def advice_for(error: DulyError) -> str | None:
+    """What to do next, where that is known."""
+    if error.code == "unavailable" and "no server answers" in error.detail:
+        return "start one with: duly up   (or name another with --server or DULY_SERVER)"
+    return _ADVICE.get(error.code)
+
+
+def run_exit(run: RunView) -> int:
+    """The exit code that mirrors a run: its own, 128 + n for a signal, 124 for its timeout, else 0 or 1."""
+    if run.state == "succeeded":
+        return 0
+    if run.error is not None and run.error.kind == "timeout":
+        return TIMED_OUT
+    if run.exit_code is None or run.exit_code == 0:
+        return FAILED
+    return 128 - run.exit_code if run.exit_code < 0 else min(run.exit_code, 255)

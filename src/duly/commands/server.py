@@ -1,0 +1,91 @@
+"""`duly up` and `duly migrate`: what runs on the machine that has the directory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from duly.commands.connection import Output
+from duly.commands.terminal import put, put_json
+
+_PLAIN = Output()
+
+Directory = Annotated[Path | None, Parameter(name="--dir", help="Directory of stores, files and tokens.")]
+SettingsFile = Annotated[Path | None, Parameter(help="Settings file instead of ./duly.toml.")]
+
+
+def up(
+    *,
+    dir_: Directory = None,
+    host: Annotated[str | None, Parameter(help="Address to listen on; any but loopback needs tokens.")] = None,
+    port: Annotated[int | None, Parameter(help="Port to listen on; 0 takes a free one.")] = None,
+    slots: Annotated[int | None, Parameter(help="Runs in processes at once; the number of CPUs by default.")] = None,
+    shards: Annotated[int | None, Parameter(help="Stores side by side; fixed when the directory is made.")] = None,
+    app: Annotated[
+        tuple[str, ...], Parameter(negative=(), help="MODULE:NAME of a Duly whose functions to run; repeatable.")
+    ] = (),
+    functions: Annotated[
+        Literal["registered", "any"] | None, Parameter(help="Run registered functions only, or any importable one.")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, Parameter(help="Least level to log.")
+    ] = None,
+    config: SettingsFile = None,
+    output: Output = _PLAIN,
+) -> None:
+    """Run everything here in one process, until SIGTERM or Ctrl-C. --json prints {"url": …} once it answers."""
+    from duly.settings import load
+
+    flags = {
+        "dir": None if dir_ is None else str(dir_),
+        "host": host,
+        "port": port,
+        "slots": slots,
+        "shards": shards,
+        "app": list(app) or None,
+        "functions": functions,
+        "log_level": log_level,
+    }
+    settings = load(flags, path=config).settings
+    from duly import boot
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # `--app reports:duly` means ./reports.py, as for python -m
+
+    def started(url: str) -> None:
+        if output.json:
+            put_json({"url": url})
+        else:
+            put(f"duly {url}  (pages at {url}/docs, data in {settings.dir}; Ctrl-C ends it)")
+        sys.stdout.flush()
+
+    boot.run_up(settings, started=started)
+
+
+def migrate(*, dir_: Directory = None, config: SettingsFile = None, output: Output = _PLAIN) -> None:
+    """Bring the stores of a directory to this version's schema; `duly up` does so, too. --json: {"schema": n}."""
+    import asyncio
+
+    from duly import boot
+    from duly.settings import load
+    from duly.tasks.registry import FunctionRegistry
+
+    flags = {"dir": None if dir_ is None else str(dir_)}
+    present = len(list(Path(load(flags, path=config).settings.dir).glob("shard-*.db")))
+    settings = load({**flags, "shards": present or None}, path=config).settings
+
+    async def bring() -> int:
+        node = boot.assemble(settings, FunctionRegistry())
+        try:
+            return await node.store.migrate()
+        finally:
+            await node.store.close()
+
+    schema = asyncio.run(bring())
+    if output.json:
+        put_json({"schema": schema})
+    else:
+        put(f"{settings.dir} is at schema {schema}")

@@ -1,0 +1,80 @@
+"""What commands print: JSON or text on stdout, notes on stderr; tables and colour on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+
+def put_json(value: Any) -> None:
+    """One JSON document and a line end."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def put(text: str) -> None:
+    """A line on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A line on stderr, for people: said on a terminal only."""
+    if sys.stderr.isatty():
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def warn(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(f"duly: {text}\n")
+    sys.stderr.flush()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "") -> None:
+    """Rows under headings on a terminal; elsewhere a line for each row, its cells separated by tabs."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in cells:
+            put("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    if not cells:
+        note(empty)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in cells:
+        shown.add_row(*(Text(cell) for cell in row))
+    Console().print(shown)
+
+
+def fields(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, a line each; empty ones are left out."""
+    found = [(name, value) for name, value in pairs if value not in (None, "", [], {}, ())]
+    width = max((len(name) for name, _ in found), default=0) if sys.stdout.isatty() else 0
+    for name, value in found:
+        put(f"{name:<{width}}  {_text(value)}" if width else f"{name}\t{_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={one}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(one) for one in value)
+    return str(value)
+
+
+def short_time(text: str | None) -> str:
+    """An instant of the contract to the second: `2026-12-01 09:00:00Z`."""
+    return "" if text is None else text[:19].replace("T", " ") + "Z"
+
+
+def milliseconds(value: float | None) -> str:
+    """A lateness for people."""
+    return "" if value is None else f"{value:,.1f} ms"
