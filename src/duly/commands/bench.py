@@ -16,4 +16,4 @@ def bench(
     """Measure lateness and throughput on this machine."""
     from duly.bench import main
 
-    return main(quick=quick, only=only, as_json=json)
+    return main(quick=quick, only=only, json=json)

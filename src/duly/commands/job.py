@@ -23,7 +23,7 @@ _HERE = Connection()
 _NONE = JobFlags()
 
 Job = Annotated[str, Parameter(name="JOB", help="Id or name.")]
-Jobs = Annotated[tuple[str, ...], Parameter(name="JOB", help="Ids or names.", negative=(), consume_multiple=True)]
+Jobs = Annotated[str, Parameter(name="JOB", help="Ids or names.")]
 
 
 def list_jobs(

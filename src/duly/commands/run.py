@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HERE = Connection()
 
 Run = Annotated[str, Parameter(name="RUN", help="Id of a run; or a job, for its newest run.")]
-Runs = Annotated[tuple[str, ...], Parameter(name="RUN", help="Ids of runs; or jobs, for their newest runs.")]
+Runs = Annotated[str, Parameter(name="RUN", help="Ids of runs; or jobs, for their newest runs.")]
 
 
 def list_runs(

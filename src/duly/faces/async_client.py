@@ -329,7 +329,7 @@ class AsyncClient:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunList:
-        """One page of runs, newest scheduled first unless `order` says otherwise; `since` and `until` bound the time for which it was scheduled."""
+        """One page of runs, newest first unless `order` says otherwise; `since` and `until` bound `scheduled_at`."""
         return await self.transport.list_runs(
             RunFilter(
                 job_id=job_id,
