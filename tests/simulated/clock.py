@@ -35,23 +35,27 @@ class ManualClock:
     async def sleep(self, duration: int) -> None:
         if duration <= 0:
             await checkpoint()
-            return
-        woken = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._monotonic + duration, next(self._order), woken))
-        await woken
+        else:
+            await self._timer(duration)
+
+    def _timer(self, duration: int) -> asyncio.Future[None]:
+        """A future that is done once so much time has passed."""
+        timer = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._monotonic + max(0, duration), next(self._order), timer))
+        return timer
 
     async def wait(self, event: Waitable, timeout: int | None) -> bool:
-        if event.is_set():
-            return True
+        if timeout is None or event.is_set():
+            return await event.wait()
+        timer = self._timer(timeout)
         waiting = asyncio.ensure_future(event.wait())
-        ends = {waiting} if timeout is None else {waiting, asyncio.ensure_future(self.sleep(timeout))}
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({timer, waiting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in ends:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            timer.cancel()
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
         return event.is_set()
 
     @property

@@ -12,10 +12,13 @@ from typing import Final, Generic, TypeVar
 
 from duly.adapters.sqlite_rows import JobRow, to_job
 from duly.core.machine import Transition
-from duly.core.model import Job, JobId, Run, RunKey
+from duly.core.model import Job, JobId, Run, RunKey, RunState
 
 MAX_RUNS: Final = 16_384
 MAX_JOBS: Final = 16_384
+
+_WAITING: Final = RunState.WAITING.value
+_SUCCEEDED: Final = RunState.SUCCEEDED.value
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -100,7 +103,7 @@ class Cache:
                 if i in losers:
                     continue
                 run = transition.run
-                if run.state.active:
+                if _WAITING < run.state < _SUCCEEDED:
                     self._runs.put((run.job_id, run.scheduled_at), run)
                 else:
                     self._runs.drop((run.job_id, run.scheduled_at))

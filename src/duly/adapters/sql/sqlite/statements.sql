@@ -49,7 +49,7 @@ on conflict do nothing
 
 -- name: move_columns
 -- The fast form finds the row by its primary key; a miss proves nothing (due may differ): ask the exact form.
-update run set state = ?, attempt = ?, worker = ?, dispatched = ?
+update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?
  where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
 
 -- name: move_columns_exactly
@@ -57,7 +57,7 @@ update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4
  where job = ?6 and scheduled = ?7 and state = ?8 and attempt = ?9 and worker = ?10
 
 -- name: move_document
-update run set state = ?, attempt = ?, worker = ?, dispatched = ?, late = ?, doc = ?
+update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?, late = ?, doc = ?
  where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
 
 -- name: move_document_exactly
@@ -66,7 +66,7 @@ update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4, late = ?5
  where job = ?8 and scheduled = ?9 and state = ?10 and attempt = ?11 and worker = ?12
 
 -- name: take_run
-delete from run where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
+delete from run not indexed where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
 
 -- name: take_run_exactly
 delete from run where job = ?2 and scheduled = ?3 and state = ?4 and attempt = ?5 and worker = ?6
