@@ -62,13 +62,14 @@ def find_job(client: Client, text: str) -> str:
 
     if is_job_id(text):
         return text
-    page = client.jobs(name=text, limit=10)
-    if not page.items:
+    named = client.jobs(name=text, limit=100).items
+    found = [job for job in named if job.state != "deleted"] or named
+    if not found:
         raise NotFound(f"there is no job with the id or the name {text!r}; see: duly job list")
-    if len(page.items) > 1:
-        ids = ", ".join(job.id for job in page.items)
-        raise Conflict(f"several jobs have the name {text!r}; name one by its id: {ids}")
-    return page.items[0].id
+    if len(found) > 1:
+        ids = ", ".join(job.id for job in found[:10])
+        raise Conflict(f"{len(found)} jobs have the name {text!r}; name one by its id: {ids}")
+    return found[0].id
 
 
 def find_run(client: Client, text: str) -> str:

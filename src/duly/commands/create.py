@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from duly.commands.connection import Connection, pairs, usage
 from duly.commands.exits import run_exit
 from duly.commands.flags import JobFlags
-from duly.commands.terminal import note, put, put_json, short_time
+from duly.commands.terminal import note, put, put_json, short_time, warn
 from duly.core.instants import parse_instant
 from duly.core.model import JobId, run_id
 
@@ -123,9 +123,13 @@ def _wait(client: Client, job: JobView, timeout: str | None, *, as_json: bool) -
     if not as_json:
         put(job.id)
     note(f"waiting for run {first}")
+    from duly.faces.handles import JobFailed
+
     run = client.wait(first, timeout)
     if as_json:
         put_json(run)
+    elif run.state == "succeeded":
+        note("succeeded")
     else:
-        note(f"{run.state}" + (f": {run.error.message}" if run.error is not None else ""))
+        warn(str(JobFailed(run)))
     return run_exit(run)

@@ -94,7 +94,7 @@ def local_timezone() -> str:
     link = os.path.realpath("/etc/localtime")
     _, found, name = link.partition("/zoneinfo/")
     if found:
-        return name.removeprefix("posix/").removeprefix("right/")
+        return name.removeprefix("posix/").removeprefix("right/").replace("Etc/UTC", "UTC")
     try:
         return Path("/etc/timezone").read_text().strip() or "UTC"
     except OSError:

@@ -27,6 +27,7 @@ R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 GENERATIONS: Final = 100
+COMPARED: Final = frozenset(JobSpec.__struct_encode_fields__) - {"paused"}  # whoever paused a job shall resume it
 SUBMITTED_TOO: Final = ("labels", "priority", "max_lateness", "timeout", "retry", "delivery", "requires", "keep")
 
 
@@ -107,7 +108,7 @@ async def register(transport: Transport, registration: Registration) -> JobView 
         job = await _keyed(transport, registration.spec, key)
         if job.state == "deleted":
             continue
-        patch = difference(_document(job), msgspec.to_builtins(registration.spec))
+        patch = difference(_document(job), _document(registration.spec))
         if not patch:
             return job
         try:
@@ -137,9 +138,9 @@ def canonical(spec: JobSpec) -> JobSpec:
     return spec_of_job(define_job(spec, job_id=JobId(""), now=0))
 
 
-def _document(job: JobView) -> dict[str, Any]:
+def _document(job: JobView | JobSpec) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(job)
-    return {name: document[name] for name in JobSpec.__struct_encode_fields__}
+    return {name: value for name, value in document.items() if name in COMPARED}
 
 
 def difference(before: Any, after: Any) -> Any:

@@ -50,6 +50,7 @@ class JobOptions(TypedDict, total=False):
     delivery: Delivery
     requires: Mapping[str, str]
     keep: KeepSpec | Mapping[str, Any]
+    paused: bool
 
 
 def microseconds(value: float | Duration) -> int:
