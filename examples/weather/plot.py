@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A plot of a weather file: reads input/seattle-weather.csv, writes output/weather.svg. Only the standard library.
 
-    duly create plot.py --schedule '* * * * *' --input seattle-weather.csv=../data/seattle-weather.csv
+duly create plot.py --schedule '* * * * *' --input seattle-weather.csv=../data/seattle-weather.csv
 """
 
 import csv
@@ -38,8 +38,8 @@ def main() -> None:
         if row["date"].endswith("/01/01")
     )
     Path("output/weather.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{grid}'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{grid}'
         f'<path d="{bars}" stroke="#4a90d9"/><polygon points="{" ".join(band)}" fill="#e4572e" fill-opacity=".6"/>'
         f"{years}</svg>\n"
     )

@@ -37,7 +37,7 @@ from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.servicer import Servicer
 from duly.roles.worker import Worker, WorkerSettings
 from duly.settings import Settings
-from duly.tasks.registry import FunctionRegistry
+from duly.tasks.registry import FunctionRegistry, app_object
 from duly.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         try:
             await _until_started(server, serving, clock)
+            await register_apps(node)
             started(address)
             await _first(asked, serving)
             log.info("draining")
@@ -263,6 +264,25 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
             server.should_exit = True
             await serving
             await node.stop()
+
+
+async def register_apps(node: Node) -> None:
+    """Create or bring up to date the jobs of the apps' decorated functions."""
+    from duly.faces.client import Client
+    from duly.faces.registration import register
+    from duly.faces.servicer_transport import Here, ServicerTransport
+
+    async def servicer() -> Servicer:
+        return node.servicer
+
+    transport = ServicerTransport(Here(), servicer)
+    for spec in node.settings.app:
+        app = app_object(spec)
+        if isinstance(app, Client):
+            for registration in app.aio.registrations:
+                job = await register(transport, registration)
+                if job is not None:
+                    log.info("job %s of %s: %s", job.id, registration.name, job.schedule)
 
 
 def run_up(settings: Settings, *, started: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from duly.core.model import Failure, Job, JobId, Lane, LateCause, Output, Run, RunKey, Worker, WorkerId
+from duly.core.model import NULL, Failure, Job, JobId, Lane, LateCause, Output, Run, RunKey, Worker, WorkerId
 
 VERSION: Final = 1
 MAX_ASSIGN: Final = 512  # runs in one Assign
@@ -133,7 +133,7 @@ class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaul
     worker: WorkerId
     started_at: int
     finished_at: int
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = NULL
     exit_code: int | None = None
     outputs: tuple[Output, ...] = ()
     logs: dict[str, str] = {}

@@ -67,6 +67,7 @@ ErrorKind = Literal["exit", "signal", "timeout", "exception", "worker_lost", "li
 Isolation = Literal["process", "sandbox", "wasm"]
 Lane = Literal["async", "process"]
 
+NULL: Final = msgspec.Raw(b"null")  # no result
 QUARANTINE_AFTER: Final = 3  # workers taken down by one run
 SKIPPED_RECORDS: Final = 1_000  # occurrences recorded one by one; the rest share one summary run
 MAX_RESULT_BYTES: Final = 256 * 1024  # of a function's return value as JSON; more belongs in a file
@@ -251,7 +252,7 @@ class Run(Frozen, frozen=True, kw_only=True):
     late_cause: LateCause | None = None
     reason: str | None = None
     cancel: str | None = None  # why a cancel was asked for, once it was
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = NULL
     exit_code: int | None = None
     error: Failure | None = None
     outputs: tuple[Output, ...] = ()

@@ -7,9 +7,9 @@ the first call, so that making a `Duly` costs nothing.
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from importlib import metadata
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -36,7 +36,6 @@ from duly.core.contract import (
 )
 from duly.core.instants import parse_instant
 from duly.core.model import JobId, RunState, WorkerId
-from duly.faces.loop_thread import LoopThread
 from duly.faces.transport import BlobSource, JobFilter, LogStream, RunFilter
 from duly.ports import JobQuery, RunQuery
 from duly.roles.servicer import Servicer
@@ -46,10 +45,26 @@ NAMESPACE: Final = "default"
 _END: Final = object()
 
 
-class ServicerTransport:
-    """`start` gives the running servicer; it is awaited on the thread's loop before every call."""
+class Place(Protocol):
+    """Where the servicer's loop runs: a LoopThread, or `Here`."""
 
-    def __init__(self, thread: LoopThread, start: Callable[[], Awaitable[Servicer]]) -> None:
+    async def reach(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result; it runs on that loop."""
+        ...
+
+
+class Here:
+    """The caller's own loop."""
+
+    async def reach(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result."""
+        return await coroutine
+
+
+class ServicerTransport:
+    """`start` gives the running servicer; it is awaited on the place's loop before every call."""
+
+    def __init__(self, thread: Place, start: Callable[[], Awaitable[Servicer]]) -> None:
         self._thread = thread
         self._start = start
 

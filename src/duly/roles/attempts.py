@@ -17,7 +17,7 @@ import msgspec
 
 from duly.core.instants import SECOND, format_duration
 from duly.core.messages import Assign, Failed, Notice, Released, Started, Stopped, Succeeded
-from duly.core.model import Failure, FunctionTask, Lane, LateCause, Output, RunKey, WorkerId, lane
+from duly.core.model import NULL, Failure, FunctionTask, Lane, LateCause, Output, RunKey, WorkerId, lane
 from duly.ports import Clock
 from duly.roles.offset import Offset
 from duly.roles.reporter import Begun, Reporter
@@ -190,7 +190,7 @@ class Attempts:
             worker=held.run.worker,
             started_at=started + offset,
             finished_at=finished + offset,
-            result=None if result is None else msgspec.Raw(result),
+            result=NULL if result is None else msgspec.Raw(result),
             exit_code=exit_code,
             outputs=outputs,
             logs=logs or {},

@@ -70,14 +70,20 @@ class FunctionRegistry:
         if not colon or not module or not qualname:
             raise InvalidInput.at("/task/name", f"{name!r} is not MODULE:FUNCTION, as in reports:nightly")
         if self.policy != "any":
-            raise InvalidInput.at(
-                "/task/name",
-                f"function {name!r} is not registered here: decorate it with @duly.job and start the worker "
-                f"with --app {module}:NAME (the module and the name of its Duly), or with --functions any",
-            )
+            raise not_registered(name)
         function = _import(name, module, qualname)
         self._known[name] = found = (function, mode_of(function))
         return found
+
+
+def not_registered(name: str) -> InvalidInput:
+    """The error for a function that a worker may not run, with what would be right."""
+    module = name.partition(":")[0]
+    return InvalidInput.at(
+        "/task/name",
+        f"function {name!r} is not registered here: decorate it with @duly.job and start the worker "
+        f"with --app {module}:NAME (the module and the name of its Duly), or with --functions any",
+    )
 
 
 def _import(name: str, module: str, qualname: str) -> Callable[..., Any]:
@@ -93,11 +99,10 @@ def _import(name: str, module: str, qualname: str) -> Callable[..., Any]:
     return function
 
 
-def import_app(spec: str) -> FunctionRegistry:
-    """The functions of an app given as MODULE:NAME: an object with a `functions` registry, or a registry itself.
+def app_object(spec: str) -> object:
+    """What MODULE:NAME names. Importing the module runs it; "__main__:NAME" is this program's own script.
 
-    Importing the module runs it, which is what registers its functions. "__main__:NAME" is this program's own
-    script. InvalidInput, with what would be right, when there is no such module, name or registry.
+    Raises InvalidInput, with what would be right, when there is no such module or name.
     """
     module_name, colon, name = spec.partition(":")
     if not colon or not module_name or not name:
@@ -107,9 +112,18 @@ def import_app(spec: str) -> FunctionRegistry:
     except ImportError as error:
         raise InvalidInput.at("/app", f"module {module_name!r} cannot be imported: {error}") from error
     try:
-        app = getattr(module, name)
+        found: object = getattr(module, name)
     except AttributeError as error:
         raise InvalidInput.at("/app", f"module {module_name!r} has no {name!r}") from error
+    return found
+
+
+def import_app(spec: str) -> FunctionRegistry:
+    """The functions of an app given as MODULE:NAME: an object with a `functions` registry, or a registry itself.
+
+    Raises InvalidInput, with what would be right, when there is no such module, name or registry.
+    """
+    app = app_object(spec)
     functions = app if isinstance(app, FunctionRegistry) else getattr(app, "functions", None)
     if not isinstance(functions, FunctionRegistry):
         raise InvalidInput.at("/app", f"{spec} is a {type(app).__name__}, not a Duly (nothing to register)")
