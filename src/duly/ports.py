@@ -22,7 +22,8 @@ from duly.core.model import Job, JobId, Run, RunKey, RunState, Term, Worker, Wor
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs; every filter given must hold. `cursor` is what a page returned as `next`.
 
-    `state` may be `completed` (active, with no run left to come). `q` matches a part of name or id.
+    `state` may be `completed` (active, with no run left to come); `active` leaves those out. `q` matches a part
+    of name or id, in any case.
     `name` and `schedule` match whole; `task` is a kind. Ordered by id (that is, by creation) or name.
     """
 
@@ -58,13 +59,16 @@ class JobRow(msgspec.Struct, frozen=True):
     """A job with what its runs say of it."""
 
     job: Job
-    next_run_at: int | None
+    next_run_at: int | None  # the earliest due_at of its waiting runs
     last_run: Run | None  # the newest finished run that started, else None
     finished: bool  # no run is waiting or active
 
 
 class JobPage(msgspec.Struct, frozen=True):
-    """Rows and the cursor of the next page; `missing` names the shards that did not answer."""
+    """Rows and the cursor of the next page; `missing` names the shards that did not answer.
+
+    A page may be short, even empty, while there is a `next`: a store looks at a bounded number of rows for one page.
+    """
 
     items: tuple[JobRow, ...]
     next: str | None = None
@@ -72,7 +76,7 @@ class JobPage(msgspec.Struct, frozen=True):
 
 
 class RunPage(msgspec.Struct, frozen=True):
-    """Runs with their jobs' names, and the cursor of the next page."""
+    """Runs and the cursor of the next page, which may be set on a short page as well."""
 
     items: tuple[Run, ...]
     next: str | None = None

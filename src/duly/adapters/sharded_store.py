@@ -192,7 +192,9 @@ class ShardedStore:
         return found
 
     async def prune(self, limit: int) -> Pruned:
-        pages, _ = await self._pages(lambda store: store.prune(limit))
+        pages, missing = await self._pages(lambda store: store.prune(limit))
+        if not pages:
+            raise Unavailable(f"no shard answers: {', '.join(missing)}")
         orphans = self._unsure_orphans.union(*(pruned.orphans for pruned in pages))
         try:
             sure = orphans - await self.referred(sorted(orphans))
