@@ -35,6 +35,7 @@ class Held:
         "announced",
         "arrived",
         "attempt",
+        "barred",
         "cause",
         "due",
         "ending",
@@ -70,6 +71,7 @@ class Held:
         self.cause: LateCause | None = None
         self.runner: Runner | None = None
         self.mode: str = ""  # for functions: "sync" or "async"
+        self.barred = False  # for functions: not registered here
         self.place: Any = None  # the runner's own: where it is
         self.ticket = -1  # the runner's own: its number there
         self.queued = False  # the runner's own: counted as work that is due

@@ -53,7 +53,6 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     path: list[str]
     apps: list[str]
-    policy: str
     folder: str
     spin: int
     limit: int = 0
@@ -82,7 +81,7 @@ def main(raw: dict[str, Any]) -> None:
     capture_streams(context.capture_now)
     if not logging.getLogger().handlers:
         logging.getLogger().setLevel(logging.INFO)
-    registry = FunctionRegistry("any" if spec.policy == "any" else "registered")
+    registry = FunctionRegistry("any")  # the worker bars what is not registered
     try:
         if spec.script:
             _import_script(spec.script)

@@ -26,7 +26,7 @@ from duly.core.errors import DulyError
 from duly.core.model import MAX_RESULT_BYTES
 from duly.tasks.attempt import MAX_DETAIL
 from duly.tasks.context import RunContext, running
-from duly.tasks.registry import FunctionRegistry
+from duly.tasks.registry import FunctionRegistry, not_registered
 from duly.tasks.wire import Answer, Board, Done, Fault, Item, Outcomes, Progress
 
 FLUSH_AT: Final = 256
@@ -58,6 +58,9 @@ class Staged:
         self.mode = "sync"
         self.args: list[Any] = []
         self.kwargs: dict[str, Any] = {}
+        if item.barred:
+            self.fault = Fault("input", not_registered(item.name).detail, "", False)
+            return
         try:
             self.function, self.mode = registry.find(item.name)
             if item.args != b"[]":

@@ -97,7 +97,6 @@ class FunctionRunner:
             mode=mode,
             path=[str(Path(entry).absolute()) for entry in sys.path],  # "" is the working directory
             apps=self._apps,
-            policy="any" if script else self._functions.policy,
             folder=self._folder,
             spin=self._stage.spin,
             limit=self._async_slots,
@@ -110,15 +109,21 @@ class FunctionRunner:
         """Take runs of functions."""
         sync: list[Held] = []
         wide: list[Held] = []
-        modes = self._functions.mode
+        modes, anything = self._functions.mode, self._functions.policy == "any"
         for held in batch:
             task = held.task
-            (wide if (modes(task.name) or task.mode) == "async" else sync).append(held)
+            mode = modes(task.name)
+            if mode is None:
+                held.barred = not anything
+                mode = task.mode
+            if mode == "async":
+                held.mode = "async"
+                wide.append(held)
+            else:
+                sync.append(held)
         if sync:
             self.sync.stage(sync)
         if wide:
-            for held in wide:
-                held.mode = "async"
             self.wide.stage(wide)
 
     def stop(self, held: Held, *, unless_started: bool = False) -> None:

@@ -153,8 +153,8 @@ class Pool:
             elif seat.count:
                 waiting = self._look_at(seat, now) or waiting
         if self._unplaced:
-            self._return_late(now)
             self._refill()
+            self._return_late(now)
         if waiting:
             self._look_soon()
 
@@ -252,8 +252,8 @@ class Pool:
                 held.ending = None  # it has begun, and only an unstarted one was to be stopped
             else:
                 self._interrupt(seat, held)
-        self._return_late(microseconds())
         self._refill()
+        self._return_late(microseconds())
         self._look_soon()
 
     def _unfit(self, seat: Seat, error: str) -> None:

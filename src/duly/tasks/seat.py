@@ -106,6 +106,7 @@ class Seat:
                 run.due_at,
                 run.attempt,
                 held.offset,
+                held.barred,
             )
         )
 

@@ -21,7 +21,11 @@ _HEADER: Final = 64
 
 
 class Item(msgspec.Struct, array_like=True, gc=False):
-    """One run for an executor. `offset` is the shard's clock minus CLOCK_MONOTONIC; args and kwargs are JSON."""
+    """One run for an executor. `offset` is the shard's clock minus CLOCK_MONOTONIC; args and kwargs are JSON.
+
+    `barred`: the worker does not have this function registered, so it must fail. The worker decides, because
+    functions may be registered after an executor was started.
+    """
 
     ticket: int
     due: int
@@ -33,6 +37,7 @@ class Item(msgspec.Struct, array_like=True, gc=False):
     due_at: int
     attempt: int
     offset: int
+    barred: bool
 
 
 class Work(msgspec.Struct, array_like=True, tag=1):
