@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_read_closes_the_door(tmp_path: Path) -> None:
     path.write_text('{"version": 1, "tokens": [')
     clock.now += SECOND
     for _ in range(2):
-        with pytest.raises(Unavailable, match="tokens.json"):
+        with pytest.raises(Unavailable, match=r"tokens\.json"):
             tokens.records()
         clock.now += SECOND
     path.unlink()
