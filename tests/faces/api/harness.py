@@ -57,7 +57,7 @@ class Api:
             entropy=os.urandom(38),
             scope=Scope.named(scope),
             namespaces=namespaces or ("*",),
-            now=self.clock.wall(),
+            now=self.clock.wall() if expires_at is None else expires_at - SECOND,
             expires_at=expires_at,
         )[0]
 
@@ -87,6 +87,18 @@ async def served(app: ASGIApp, *, stop: asyncio.Event | None = None) -> AsyncIte
             stop.set()
         server.should_exit = True
         await serving
+
+
+async def exchange(url: str, request: bytes) -> tuple[bytes, bytes]:
+    """Head and body of the answer to raw bytes, read until the server hangs up."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        async with asyncio.timeout(10):
+            return await reader.readuntil(b"\r\n\r\n"), await reader.read()
+    finally:
+        writer.close()
 
 
 def command(*argv: str, **fields: object) -> dict[str, object]:

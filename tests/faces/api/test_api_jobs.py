@@ -6,6 +6,7 @@ import json
 
 import httpx2
 import pytest
+
 from faces.api.harness import Api, command
 
 SLEEPY = command("/bin/true") | {"schedule": "every 15m"}
