@@ -131,6 +131,14 @@ class CommandRunner:
             self._commands[held.ticket] = command
             task = asyncio.get_running_loop().create_task(self._run(command), name=f"command {held.run.id}")
             self._tasks[held.ticket] = task
+            task.add_done_callback(lambda task, held=held: self._done(task, held))  # type: ignore[misc]  # a default
+
+    def _done(self, task: asyncio.Task[None], held: Held) -> None:
+        """Forget it; one that was cancelled before its first step could not say so itself."""
+        self._commands.pop(held.ticket, None)
+        self._tasks.pop(held.ticket, None)
+        if task.cancelled():
+            self._sink.withdrawn(held)
 
     def stop(self, held: Held, *, unless_started: bool = False) -> None:
         """End an attempt."""
@@ -436,8 +444,6 @@ class CommandRunner:
         if command.process is not None:
             await asyncio.to_thread(command.process.wait)
         await asyncio.to_thread(shutil.rmtree, command.folder, True)
-        self._commands.pop(command.held.ticket, None)
-        self._tasks.pop(command.held.ticket, None)
 
 
 def _make_folders(command: Command) -> None:

@@ -88,8 +88,12 @@ class AsyncExecutor:
     def kill(self, ticket: int) -> None:
         """Cancel a run."""
         task = self._tasks.get(ticket)
-        if task is not None:
+        if task is None:
+            return
+        if self._board.flags[ticket]:
             task.cancel()
+        else:  # a task that is cancelled before its first step never tells its outcome
+            asyncio.get_running_loop().call_soon(self.kill, ticket)
 
     async def close(self) -> None:
         """Cancel what runs."""

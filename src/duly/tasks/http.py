@@ -175,7 +175,15 @@ class HttpRunner:
                 self._alarm.at(now + _AGAIN, lambda: self._begin(held))
             return
         del self._waiting[held.ticket]
-        self._tasks[held.ticket] = asyncio.get_running_loop().create_task(self._run(held))
+        task = asyncio.get_running_loop().create_task(self._run(held))
+        self._tasks[held.ticket] = task
+        task.add_done_callback(lambda task: self._done(task, held))
+
+    def _done(self, task: asyncio.Task[None], held: Held) -> None:
+        """Forget it; one that was cancelled before its first step could not say so itself."""
+        del self._tasks[held.ticket]
+        if task.cancelled():
+            self._sink.withdrawn(held)
 
     async def _run(self, held: Held) -> None:
         started = microseconds()
@@ -202,7 +210,6 @@ class HttpRunner:
             else:
                 self._fail(held, started, _unexpected(answer, task.expect), _again(answer.status), outputs)
         finally:
-            del self._tasks[held.ticket]
             self._tempo.finished(microseconds() - started, 1)
 
     def _fail(
