@@ -10,7 +10,7 @@ from duly.core import contract
 from duly.core.contract import LogPiece, OutputView
 from duly.core.errors import NotFound, TimedOut, Unavailable
 from duly.core.instants import SECOND
-from duly.core.messages import LogChunk, ReadLog, inbox
+from duly.core.messages import LogChunk, ReadLog, logs
 from duly.core.model import Run, RunState
 from duly.ports import Blobs, Broker
 
@@ -107,7 +107,7 @@ class OutputReader:
         """The worker's answer, None when it does not answer or does not hold the attempt."""
         question = ReadLog(key=run.key, attempt=run.attempt, stream=stream, offset=offset, wait=wait)
         try:
-            answer = await self._broker.request(inbox(run.worker), question, timeout=PATIENCE + wait)
+            answer = await self._broker.request(logs(run.worker), question, timeout=PATIENCE + wait)
         except (Unavailable, TimedOut):
             return None
         return answer if isinstance(answer, LogChunk) and answer.held else None
