@@ -93,11 +93,16 @@ _offer(app, "bench", bench="bench: Measure lateness and throughput on this machi
 _offer(app, "completion", completion="completion: Print a completion script for bash, zsh or fish.")
 
 
-def main() -> None:
-    """Runs the command line of this process, and ends it with the exit code."""
+def run(words: list[str]) -> int:
+    """Runs a command line and tells its exit code. SystemExit for one that cannot be parsed."""
     from duly.commands.exits import guarded
 
-    sys.exit(guarded(lambda: app(result_action="return_value")))
+    return guarded(lambda: app(words, result_action="return_value"), as_json="--json" in words)
+
+
+def main() -> None:
+    """Runs the command line of this process, and ends it with the exit code."""
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

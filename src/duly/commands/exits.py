@@ -29,13 +29,13 @@ _ADVICE: Final = {
 }
 
 
-def guarded(command: Callable[[], object]) -> int:
+def guarded(command: Callable[[], object], *, as_json: bool = False) -> int:
     """Runs a command; duly's errors become one line on stderr and an exit code."""
     try:
         result = command()
         sys.stdout.flush()
     except DulyError as error:
-        report(error)
+        report(error, as_json=as_json)
         return _CODES.get(error.status, FAILED) if error.code != "idempotency_key_reused" else CONFLICT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
@@ -45,10 +45,10 @@ def guarded(command: Callable[[], object]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def report(error: DulyError) -> None:
-    """Says on stderr what went wrong and what to do; as JSON where the command line asks for JSON."""
+def report(error: DulyError, *, as_json: bool = False) -> None:
+    """Says on stderr what went wrong and what to do."""
     advice = advice_for(error)
-    if "--json" in sys.argv:
+    if as_json:
         fields = [{"pointer": field.pointer, "detail": field.detail} for field in error.errors]
         problem = {"code": error.code, "status": error.status, "detail": error.detail, "errors": fields}
         sys.stderr.write(json.dumps({**problem, "advice": advice}) + "\n")

@@ -139,7 +139,8 @@ class HttpTransport:
         async for event in self._events(f"/v1/runs/{_part(run_id)}/log", params=params):
             if event.event == "end":
                 return
-            yield LogPiece(stream=event.event, data=event.data.encode())
+            if event.event in ("stdout", "stderr"):
+                yield LogPiece(stream=event.event, data=event.data.encode())
 
     # -- the rest -------------------------------------------------------------------------------------------
 
@@ -168,7 +169,8 @@ class HttpTransport:
     async def events(self, *, after: str | None) -> AsyncIterator[EventView]:
         headers = {} if after is None else {"Last-Event-ID": after}
         async for event in self._events("/v1/events", headers=headers):
-            yield _decode(event.data.encode(), EventView)
+            if event.data:  # else it only tells how long to wait before connecting again
+                yield _decode(event.data.encode(), EventView)
 
     async def server_time(self) -> float | None:
         """The server's clock by its `Date` header, seconds since 1970 to the second; None if it sends none."""

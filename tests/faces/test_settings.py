@@ -1,0 +1,104 @@
+"""Settings: which of several values counts, and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from duly.core.errors import InvalidInput
+from duly.core.instants import MILLISECOND, SECOND
+from duly.settings import Loaded, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No duly.toml but one's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str, name: str = "duly.toml") -> None:
+    Path(name).write_text(text)
+
+
+def shown(loaded: Loaded) -> dict[str, tuple[object, str]]:
+    return {one.name: (one.value, one.origin) for one in loaded}
+
+
+def test_defaults() -> None:
+    """Without anything, a server on loopback that trusts nobody else."""
+    settings = load(environ={}).settings
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.functions) == ("127.0.0.1", 7350, "registered")
+
+
+def test_a_flag_beats_the_environment_beats_the_file() -> None:
+    """Each setting remembers who decided."""
+    write('port = 1\nhost = "::1"\nlead = "1s"\n')
+    loaded = load({"port": 3, "slots": None}, environ={"DULY_PORT": "2", "DULY_HOST": "0.0.0.0"})
+    assert (loaded.settings.port, loaded.settings.host, loaded.settings.lead) == (3, "0.0.0.0", SECOND)
+    everything = shown(loaded)
+    assert everything["port"] == (3, "flag")
+    assert everything["host"] == ("0.0.0.0", "DULY_HOST")
+    assert everything["lead"] == ("1s", "duly.toml")
+    assert everything["slots"] == (0, "default")
+
+
+def test_values_in_the_environment_are_text() -> None:
+    """Numbers, yes and no, durations, lists, mappings; an empty one is none."""
+    environ = {
+        "DULY_SLOTS": "3",
+        "DULY_ALLOW_PRIVATE_ADDRESSES": "true",
+        "DULY_GRACE": "250ms",
+        "DULY_APP": "a:b, c:d",
+        "DULY_LABELS": "zone=eu,disk=ssd",
+        "DULY_HOST": "",
+    }
+    settings = load(environ=environ).settings
+    assert (settings.slots, settings.allow_private_addresses, settings.grace) == (3, True, 250 * MILLISECOND)
+    assert (settings.app, settings.labels) == (["a:b", "c:d"], {"zone": "eu", "disk": "ssd"})
+    assert settings.host == "127.0.0.1"
+
+
+def test_secrets_can_lie_in_files(tmp_path: Path) -> None:
+    """DULY_TOKEN_FILE names one; `show` never tells it."""
+    (tmp_path / "token").write_text("duly_secret\n")
+    loaded = load(environ={"DULY_TOKEN_FILE": str(tmp_path / "token")})
+    assert loaded.settings.token == "duly_secret"
+    assert shown(loaded)["token"] == ("********", "DULY_TOKEN_FILE")
+    with pytest.raises(InvalidInput, match="DULY_TOKEN_FILE"):
+        load(environ={"DULY_TOKEN_FILE": str(tmp_path / "nothing")})
+
+
+def test_another_file_can_be_named() -> None:
+    """By flag or DULY_CONFIG; one that is named must be there."""
+    write("port = 9", "other.toml")
+    assert load(environ={"DULY_CONFIG": "other.toml"}).settings.port == 9
+    assert load(environ={}, path="other.toml").settings.port == 9
+    with pytest.raises(InvalidInput, match=r"none\.toml"):
+        load(environ={}, path="none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "wrong"),
+    [
+        ("prot = 1", {}, r"duly\.toml has a setting 'prot'"),
+        ("port = 99999", {}, r"65535.*from duly\.toml"),
+        ("port = [", {}, "is not TOML"),
+        ("lead = 5", {}, "does not say its unit"),
+        ("", {"DULY_LEAD": "5"}, "lacks a unit.*from DULY_LEAD"),
+        ("", {"DULY_PORT": "many"}, "int.*from DULY_PORT"),
+        ("", {"DULY_FUNCTIONS": "all"}, "from DULY_FUNCTIONS"),
+        ("", {"DULY_LEASE": "1ms"}, "from DULY_LEASE"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(text: str, environ: dict[str, str], wrong: str) -> None:
+    """The setting, what would be right, and the file or variable."""
+    write(text)
+    with pytest.raises(InvalidInput, match=wrong):
+        load(environ=environ)
+
+
+def test_every_setting_is_described() -> None:
+    """`duly config show` has a sentence for each."""
+    assert all(one.description for one in load(environ={}))
