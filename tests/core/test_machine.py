@@ -331,11 +331,12 @@ def test_at_most_once_is_lost_with_its_worker() -> None:
 
 
 def test_a_release_consumes_no_attempt() -> None:
-    """Drained: waiting again, nothing counted."""
+    """Drained: waiting again, nothing counted; the number is used up, so the attempt stays on record."""
     after = became(
         step(run(RunState.RUNNING), job(), Released(attempt=1, worker=W1, reason="drain", started=True), NOW)
     )
-    assert (after.state, after.failures, after.crashes, after.attempts) == (RunState.WAITING, 0, 0, ())
+    assert (after.state, after.failures, after.crashes) == (RunState.WAITING, 0, 0)
+    assert [(attempt.number, attempt.state) for attempt in after.attempts] == [(1, "released")]
 
 
 def test_a_change_inside_the_lead_runs_by_the_new_definition() -> None:

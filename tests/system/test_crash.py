@@ -64,7 +64,8 @@ def test_nothing_acknowledged_is_lost(serve: Callable[..., Served], tmp_path: Pa
         until(lambda: duly.log(retried.id, attempt=2) == "begun\n", what="its log")
         for job in soon:
             run = until(lambda job=job: in_state(duly, job.id, "succeeded", "failed"), what="a waiting run")
-            assert (run.state, run.attempt) == ("succeeded", 1), run
+            assert run.state == "succeeded", run
+            assert {attempt.state for attempt in run.attempts[:-1]} <= {"released"}
         assert len(list(marks.iterdir())) == len(soon), "each ran, and none twice"
         before = duly.runs(job_id=ticking.id, state=["succeeded"]).items
         until(lambda: len(duly.runs(job_id=ticking.id, state=["succeeded"]).items) > len(before), what="a tick")
@@ -113,7 +114,7 @@ def test_sigterm_hands_back_what_runs(serve: Callable[..., Served]) -> None:
     assert status == 0, stderr
     with served.start() as duly:
         run = until(lambda: in_state(duly, job.id, "running"), what="running again")
-        assert run.attempts[:-1] == [], "nothing was counted"
+        assert [attempt.state for attempt in run.attempts] == ["released", "running"]
         duly.cancel(run.id)
         until(lambda: in_state(duly, job.id, "cancelled"), what="cancelled")
 

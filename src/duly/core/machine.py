@@ -27,6 +27,7 @@ from msgspec.structs import replace
 from duly.core import policy
 from duly.core.messages import Failed, Released, Started, Stopped, Succeeded, WorkerEvent
 from duly.core.model import (
+    KEPT_ATTEMPTS,
     QUARANTINE_AFTER,
     Attempt,
     Failure,
@@ -299,7 +300,7 @@ def _try_again(run: Run, tried: Run, word: str, due_at: int) -> Transition:
         state=RunState.WAITING,
         due_at=due_at,
         worker=WorkerId(""),
-        attempts=(*run.attempts, attempt),
+        attempts=(*run.attempts, attempt)[-KEPT_ATTEMPTS:],
         dispatched_at=None,
         started_at=None,
         finished_at=None,
@@ -312,12 +313,12 @@ def _try_again(run: Run, tried: Run, word: str, due_at: int) -> Transition:
 
 
 def _released(run: Run, job: Job, event: Released, now: int) -> Transition:
-    if run.cancel or job.state == "deleted" or (job.state == "paused" and not run.manual and not run.attempts):
+    if run.cancel or job.state == "deleted" or (job.state == "paused" and not run.manual and _unstarted(run)):
         why = run.cancel or f"job {job.state}"
         return _end(run, job, replace(run, state=RunState.CANCELLED, reason=why, finished_at=now), now)
     if event.started and job.delivery == "at_most_once":
         return _end(run, job, _lost(run, now, event.reason), now)
-    if not event.started and job.version != run.job_version and not run.manual and run.attempt == 1:
+    if not event.started and job.version != run.job_version and not run.manual and _unstarted(run):
         return _superseded(run, job, now)
     held_by: LateCause | None = "no_capacity" if event.reason == "no_capacity" else run.held_by
     waiting = replace(
@@ -327,8 +328,27 @@ def _released(run: Run, job: Job, event: Released, now: int) -> Transition:
         dispatched_at=None,
         started_at=None,
         held_by=held_by,
+        attempts=_with_released(run, now),
     )
     return _changed(run, waiting)
+
+
+def _unstarted(run: Run) -> bool:
+    """True while no attempt of the run has begun."""
+    return run.lateness is None and not run.failures and not run.crashes
+
+
+def _with_released(run: Run, now: int) -> tuple[Attempt, ...]:
+    """The attempts with the one that is handed back: it counts for nothing, but its number is used up."""
+    released = Attempt(
+        number=run.attempt,
+        worker=run.worker,
+        state="released",
+        dispatched_at=run.dispatched_at,
+        started_at=run.started_at,
+        finished_at=now,
+    )
+    return (*run.attempts, released)[-KEPT_ATTEMPTS:]
 
 
 def _superseded(run: Run, job: Job, now: int) -> Transition:
@@ -341,6 +361,7 @@ def _superseded(run: Run, job: Job, now: int) -> Transition:
             state=RunState.WAITING,
             worker=WorkerId(""),
             dispatched_at=None,
+            attempts=_with_released(run, now),
             priority=job.priority,
             job_version=job.version,
             due_at=run.scheduled_at + policy.jitter_of(job, run.scheduled_at),

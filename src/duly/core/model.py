@@ -68,6 +68,7 @@ Isolation = Literal["process", "sandbox", "wasm"]
 Lane = Literal["async", "process"]
 
 NULL: Final = msgspec.Raw(b"null")  # no result
+KEPT_ATTEMPTS: Final = 150  # in a run's document: more than the most that a job may ask for
 QUARANTINE_AFTER: Final = 3  # workers taken down by one run
 SKIPPED_RECORDS: Final = 1_000  # occurrences recorded one by one; the rest share one summary run
 MAX_RESULT_BYTES: Final = 256 * 1024  # of a function's return value as JSON; more belongs in a file
