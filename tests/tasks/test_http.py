@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from duly.core.model import HttpTask
 from duly.tasks.http import HttpRunner, NotSendable, expected
 from workers.bench import SECOND, Bench, get, working
@@ -84,9 +85,7 @@ async def test_a_request_carries_the_runs_id_and_its_answer_is_kept(bench: Bench
 async def test_a_body_is_json_or_text(
     bench: Bench, server: Server, body: bytes, sent: bytes, kind: bytes | None
 ) -> None:
-    await bench.succeeded(
-        await bench.give(HttpTask(url=f"http://127.0.0.1:{server.port}/", body=msgspec.Raw(body)))
-    )
+    await bench.succeeded(await bench.give(HttpTask(url=f"http://127.0.0.1:{server.port}/", body=msgspec.Raw(body))))
     (request,) = server.requests
     head, _, content = request.partition(b"\r\n\r\n")
     assert head.startswith(b"POST / ")

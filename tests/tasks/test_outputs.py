@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from duly.tasks.outputs import Refused, find_outputs, safe_name
 from hypothesis import given
 from hypothesis import strategies as st
+
+from duly.tasks.outputs import Refused, find_outputs, safe_name
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.txt", "CON", "ü/ö", ".hidden", "a b", "…", "a..b"])
@@ -18,7 +19,22 @@ def test_plain_relative_names_are_kept_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "/etc/passwd", "..", "../x", "a/../b", "a/..", "a//b", "a/", "./a", "a\nb", "a\0b", "\x1b[0m", "a\u202eb"],
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "..",
+        "../x",
+        "a/../b",
+        "a/..",
+        "a//b",
+        "a/",
+        "./a",
+        "a\nb",
+        "a\0b",
+        "\x1b[0m",
+        "a\u202eb",
+    ],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(Refused) as caught:
