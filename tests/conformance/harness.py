@@ -8,13 +8,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from conformance.samples import T0
-from simulated.clock import ManualClock
-
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core.model import JobId
 from duly.core.ring import place
 from duly.ports import Store
+from simulated.clock import ManualClock
 
 
 class Harness:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from conformance.harness import Harness
 from conformance.samples import T0, W1, W2, dispatch, ended, job, missed, retry, run, start, succeed, worker
-
 from duly.core.errors import Unavailable
 from duly.core.instants import DAY
 from duly.core.model import Attempt, CommandTask, Job, JobId, Keep, Output, Run, RunState, Term, WorkerId

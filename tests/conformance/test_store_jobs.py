@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance.harness import Harness
-from conformance.samples import SECOND, T0, dispatch, ended, job, missed, retry, run, start, succeed
 from msgspec.structs import replace
 
+from conformance.harness import Harness
+from conformance.samples import SECOND, T0, dispatch, ended, job, missed, retry, run, start, succeed
 from duly.core.errors import Malformed
 from duly.core.model import CommandTask, JobId, RunState
 from duly.ports import Collision, JobQuery, RunQuery

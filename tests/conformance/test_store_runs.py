@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
+
 from conformance.harness import Harness
 from conformance.samples import (
     T0,
@@ -21,8 +23,6 @@ from conformance.samples import (
     start,
     succeed,
 )
-from msgspec.structs import replace
-
 from duly.core.errors import Fenced, Malformed
 from duly.core.machine import Transition
 from duly.core.model import Attempt, Failure, JobId, Output, Run, RunKey, RunState, WorkerId
@@ -151,6 +151,24 @@ async def test_apply_compares_state_attempt_and_worker(
     if many:
         assert await stored(harness, out["a"].key, run("a", 60).key) == [batch[0].run, run("a", 60)]
         assert await stored(harness, out["c"].key, run("c", 60).key) == [batch[2].run, run("c", 60)]
+
+
+@pytest.mark.parametrize("kind", ["dispatch", "end"])
+async def test_apply_to_a_waiting_run_that_a_change_replaced_loses(harness: Harness, kind: str) -> None:
+    """It is another run at the same instant: what was decided on the old definition is void."""
+    await given(harness, run("a", 60))
+    new = run("a", 60, job_version=2, priority=9)
+    await harness.store.change(job("a", version=2), 1, [new])
+
+    def decided(on: Run) -> Transition:
+        if kind == "dispatch":
+            return dispatch(on, opened=(run("a", 90),))
+        return move(on, (run("a", 90),), state=RunState.SKIPPED, finished_at=T0)
+
+    assert await harness.store.apply([decided(run("a", 60))]) == [0]
+    assert await stored(harness, new.key, run("a", 90).key) == [new, None]
+    assert await harness.store.apply([decided(new)]) == []
+    assert await stored(harness, new.key) == [decided(new).run]
 
 
 async def test_apply_to_an_unknown_run_loses(harness: Harness) -> None:

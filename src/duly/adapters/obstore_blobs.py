@@ -24,7 +24,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
-from duly.core.errors import BlobCorrupt, InvalidInput, NotFound, StorageFull, TooLarge, Unavailable
+from duly.core.errors import BlobCorrupt, DulyError, InvalidInput, NotFound, StorageFull, TooLarge, Unavailable
 from duly.core.instants import DAY
 from duly.ports import Clock
 
@@ -59,18 +59,28 @@ class ObstoreBlobs:
             _key(expected)
         temporary = f"tmp/{secrets.token_hex(16)}"
         measured = _Measured(data, limit)
-        with _errors():
-            try:
+        try:
+            await self._receive(temporary, measured)
+            digest = measured.digest
+            if expected is not None and digest != expected:
+                raise InvalidInput.at("", f"the content is {digest}, not {expected}")
+            with _errors():
+                await self._commit(temporary, digest, measured.size)
+        finally:
+            (self._root / temporary).unlink(missing_ok=True)
+        return digest, measured.size
+
+    async def _receive(self, temporary: str, measured: _Measured) -> None:
+        """Write the stream to a temporary object. What the stream itself raises comes through as it is."""
+        try:
+            with _errors():
                 await obstore.put_async(
                     self._store, temporary, measured.chunks(), chunk_size=CHUNK, max_concurrency=2, use_multipart=True
                 )
-                digest = measured.digest
-                if expected is not None and digest != expected:
-                    raise InvalidInput.at("", f"the content is {digest}, not {expected}")
-                await self._commit(temporary, digest, measured.size)
-            finally:
-                (self._root / temporary).unlink(missing_ok=True)
-        return digest, measured.size
+        except DulyError:
+            if measured.failure is not None:
+                raise measured.failure from None
+            raise
 
     async def _commit(self, temporary: str, digest: str, size: int) -> None:
         """Give the object its name, durably; where the blob is there already, renew its age."""
@@ -189,6 +199,7 @@ class _Measured:
         self._limit = limit
         self._content = hashlib.sha256()
         self.size = 0
+        self.failure: Exception | None = None
 
     @property
     def digest(self) -> str:
@@ -201,9 +212,13 @@ class _Measured:
             await self._count(self._data)
             yield self._data
             return
-        async for chunk in self._data:
-            await self._count(chunk)
-            yield chunk
+        try:
+            async for chunk in self._data:
+                await self._count(chunk)
+                yield chunk
+        except Exception as problem:
+            self.failure = problem
+            raise
 
     async def _count(self, chunk: bytes) -> None:
         self.size += len(chunk)

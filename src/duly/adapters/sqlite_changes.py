@@ -161,7 +161,16 @@ class _Batch:
         for t in transitions:
             run = t.run
             state = run.state.value
-            key = (run.due_at, run.job_id, run.scheduled_at, t.was_state.value, t.was_attempt, t.was_worker)
+            # Nothing that is decided about a waiting run changes its version: what it has is what it had.
+            key = (
+                run.due_at,
+                run.job_id,
+                run.scheduled_at,
+                t.was_state.value,
+                t.was_attempt,
+                t.was_worker,
+                run.job_version,
+            )
             if state >= _SUCCEEDED:
                 self.taken.append(key)
                 self.ended.append(history_row(run, now))
@@ -169,7 +178,7 @@ class _Batch:
             elif t.columns_only:
                 self.columns.append((state, run.attempt, run.worker, run.dispatched_at, *key))
             else:
-                row = (state, run.attempt, run.worker, run.dispatched_at, run.late, encode(run), *key)
+                row = (state, run.attempt, run.worker, run.dispatched_at, run.job_version, run.late, encode(run), *key)
                 (self.documents if state else self.returned).append(row)
                 self.opening.refer(run)
             moves[t.was_state.value, state] += 1

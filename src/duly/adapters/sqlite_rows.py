@@ -13,7 +13,7 @@ from duly.core.model import CommandTask, FunctionTask, HttpTask, Job, JobId, Run
 OF_JOB: Final = -1  # `blob_ref.scheduled` of a reference that the job itself holds; no run is that old
 
 JobRow = tuple[str, str, str, str, str, str, int, int, int, bytes]
-RunRow = tuple[int, str, int, int, int, str, int | None, bool, bool, bytes]
+RunRow = tuple[int, str, int, int, int, str, int | None, bool, int, bool, bytes]
 HistoryRow = tuple[int, str, int, bool, bool, str, int, bytes]
 ReferenceRow = tuple[str, str, int]
 
@@ -53,6 +53,7 @@ def run_row(run: Run) -> RunRow:
         run.worker,
         run.dispatched_at,
         run.manual,
+        run.job_version,
         run.late,
         encode(run),
     )

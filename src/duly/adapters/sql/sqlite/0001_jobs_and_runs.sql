@@ -39,6 +39,7 @@ create table run(
   worker text not null,
   dispatched integer,
   manual integer not null,
+  version integer not null,
   late integer not null,
   doc blob not null,
   primary key(due, job, scheduled)

@@ -28,13 +28,13 @@ select doc from job where id = ?
 -- name: insert_run
 -- A run that is there or was there stays as it is: nothing fires twice.
 insert into run
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
  where not exists (select 1 from history where job = ?2 and scheduled = ?3)
 on conflict do nothing
 
 -- name: insert_first_run
 -- For a job that is new in this transaction, so that it cannot have history.
-insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
+insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
 
 -- name: insert_history
 -- Terminal is final: the record that is there first stays.
@@ -47,29 +47,40 @@ select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
  where not exists (select 1 from run where job = ?2 and scheduled = ?1)
 on conflict do nothing
 
+-- The next six compare what the decision was made on. `version` is compared while the run waits: one that a change
+-- of its job has replaced is another run. `not indexed` keeps to the primary key, past the index on the same columns.
+
 -- name: move_columns
 -- The fast form finds the row by its primary key; a miss proves nothing (due may differ): ask the exact form.
 update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?
  where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
+   and (state <> 0 or version = ?)
 
 -- name: move_columns_exactly
 update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4
  where job = ?6 and scheduled = ?7 and state = ?8 and attempt = ?9 and worker = ?10
+   and (state <> 0 or version = ?11)
 
 -- name: move_document
-update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?, late = ?, doc = ?
+update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?, version = ?, late = ?, doc = ?
  where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
+   and (state <> 0 or version = ?)
 
 -- name: move_document_exactly
 -- Only a run that goes back to waiting gets another `due`, so only this form moves the row within the table.
-update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4, late = ?5, doc = ?6, due = ?7
- where job = ?8 and scheduled = ?9 and state = ?10 and attempt = ?11 and worker = ?12
+update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4, version = ?5, late = ?6, doc = ?7, due = ?8
+ where job = ?9 and scheduled = ?10 and state = ?11 and attempt = ?12 and worker = ?13
+   and (state <> 0 or version = ?14)
 
 -- name: take_run
-delete from run not indexed where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
+delete from run not indexed
+ where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
+   and (state <> 0 or version = ?)
 
 -- name: take_run_exactly
-delete from run where job = ?2 and scheduled = ?3 and state = ?4 and attempt = ?5 and worker = ?6
+delete from run
+ where job = ?2 and scheduled = ?3 and state = ?4 and attempt = ?5 and worker = ?6
+   and (state <> 0 or version = ?7)
 
 -- name: waiting_of_job
 select scheduled, attempt, manual from run where job = ? and state = 0
