@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import sys
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from duly import __version__
 
 app = App(
     name="duly",
     version=__version__,
-    help_format="plaintext",  # the default, Markdown, costs a third of the time of `duly --help`
     help="A distributed job scheduler that says how late each run was.",
     help_epilogue="The server is that of --server, else DULY_SERVER, else duly.toml, else http://127.0.0.1:7350.",
+    default_parameter=Parameter(show_default=lambda value: None if value in (None, False, "", ()) else value),
+    help_format="plaintext",  # the default, Markdown, costs a third of the time of `duly --help`
 )
 
 
 def _offer(parent: App, place: str, **commands: str) -> None:
-    """Commands by name: `function: what it does`, in a module of duly.commands."""
+    """Commands by name: `function: what it does. | what --json prints`, in a module of duly.commands."""
     for name, offer in commands.items():
         function, _, text = offer.partition(": ")
-        parent.command(f"duly.commands.{place}:{function}", name=name, help=text)
+        text, _, shape = text.partition(" | ")
+        told = f"{text}\n\n--json prints {shape}" if shape else text
+        parent.command(f"duly.commands.{place}:{function}", name=name, help=told)
 
 
 def _group(name: str, text: str) -> App:
@@ -38,58 +41,76 @@ def _group(name: str, text: str) -> App:
 _offer(
     app,
     "server",
-    up="up: Run everything here in one process: API, scheduler, worker, one directory.",
-    migrate="migrate: Bring the stores of a directory to this version's schema.",
+    up="up: Run everything here in one process: API, scheduler, worker, one directory. | "
+    '{"url": …} once it answers. SIGTERM or Ctrl-C ends it, after what runs has ended or the grace is over.',
+    migrate='migrate: Bring the stores of a directory to this version\'s schema, as `up` does. | {"schema": number}',
 )
-_offer(app, "create", create="create: Create a job: a command with its files, a function, or an HTTP request.")
+_offer(
+    app,
+    "create",
+    create="create: Create a job: a command with its files, a function, or an HTTP request. | "
+    "the job; with --wait the first run, once it has ended. Without --json, the id of the job.",
+)
 
 _offer(
-    _group("job", "Look at jobs, and change them."),
+    _group("job", "Look at jobs, and change them. A job is named by its id, or its name if only one has it."),
     "job",
-    list="list_jobs: List jobs.",
-    show="show: Show a job.",
-    update="update: Change fields of a job.",
-    delete="delete: Delete jobs; their history stays until its retention ends.",
-    pause="pause: Let no run of these jobs start.",
-    resume="resume: Let runs start again; what fell due meanwhile is not made up for.",
-    trigger="trigger: Run jobs now, besides their schedules.",
-    next="upcoming: Show the next times of a job.",
+    list='list_jobs: List jobs. | {"items": [jobs], "next": cursor or null, "partial": …}',
+    show="show: Show a job. | the job",
+    update="update: Change fields of a job. | the job as it is then",
+    delete='delete: Delete jobs; their history stays until its retention ends. | {"items": [{"id", "state"}]}',
+    pause='pause: Let no run of these jobs start; what runs goes on. | {"items": [jobs]}',
+    resume='resume: Let runs start again; what fell due meanwhile is not made up for. | {"items": [jobs]}',
+    trigger='trigger: Run jobs now, besides their schedules. | {"items": [runs]}',
+    next='upcoming: Show the next times of a job. | {"schedule", "timezone", "items": [{"at", "local", "note", …}]}',
 )
 _offer(
-    _group("run", "Look at runs, their logs and their files."),
+    _group("run", "Look at runs, their logs and files. A run is named by its id, or by a job for its newest run."),
     "run",
-    list="list_runs: List runs, newest first.",
-    show="show: Show a run and its attempts.",
-    cancel="cancel: End runs, or ask for the end of those that are out.",
-    retry="retry: Run again what has ended.",
-    log="log: Print what a run has written.",
-    output="output: List or fetch the files that a run left.",
-    explain="explain: Say why a run is where it is.",
+    list='list_runs: List runs, newest first. | {"items": [runs], "next": cursor or null, "partial": …}',
+    show="show: Show a run and its attempts. | the run",
+    cancel='cancel: End runs, or ask for the end of those that are out. | {"items": [runs]}',
+    retry='retry: Run again what has ended, as new runs of the jobs. | {"items": [the new runs]}',
+    log='log: Print what a run has written. | lines of {"stream", "text"}',
+    output="output: List the files that a run left; fetch them with -o, print one by its PATH. | "
+    '{"items": [{"path", "size", "digest"}]}, with "file" for what was fetched',
+    explain='explain: Say why a run is where it is. | {"run_id", "state", "summary", "facts": […]}',
 )
 _offer(
     _group("schedule", "Try out schedules."),
     "schedule",
-    preview="preview_schedule: Show the next times of a schedule; needs no server.",
+    preview="preview_schedule: Show the next times of a schedule; needs no server. | "
+    '{"schedule", "timezone", "kind", "description", "items": [{"at", "local", "moved_by_dst", "note"}]}',
 )
 _offer(
     _group("crontab", "Come from cron."),
     "crontab",
-    **{"import": "import_crontab: Make jobs of the lines of a crontab; once, however often."},
+    **{
+        "import": "import_crontab: Make jobs of the lines of a crontab; again, it makes nothing new. | "
+        '{"dry_run", "items": [{"line", "id", "name", …}], "problems": [{"line", "detail"}], "notes": […]}. '
+        "Ends with 1 if a line could not be imported. The crontab stays as it is: take the lines out once the jobs run."
+    },
 )
 _offer(
     _group("token", "Tokens of the server whose directory is here."),
     "token",
-    create="create_token: Make a token; it is shown once.",
-    list="list_tokens: List tokens, without their secrets.",
-    revoke="revoke_token: End a token; servers notice within a second.",
+    create='create_token: Make a token; it is shown once. | {"token", "id", "scope", "namespaces", "state", …}',
+    list='list_tokens: List tokens, without their secrets. | {"items": [{"id", "scope", "state", …}]}',
+    revoke="revoke_token: End a token; servers notice within a second. | what is kept of the token",
 )
 _offer(
     _group("config", "Settings."),
     "config",
-    show="show: Show each setting and where it came from.",
+    show="show: Show each setting and where it came from. | "
+    '{"items": [{"name", "value", "origin", "description"}]}, the origin being flag, a variable, a file or default',
 )
-_offer(app, "doctor", doctor="doctor: Check this installation and the server, and say what to do.")
-_offer(app, "bench", bench="bench: Measure lateness and throughput on this machine.")
+_offer(
+    app,
+    "doctor",
+    doctor="doctor: Check this installation and the server, and say what to do. | "
+    '{"items": [{"check", "status": "ok|warning|failed", "detail", "advice"}]}. Ends with 1 if a check failed.',
+)
+_offer(app, "bench", bench="bench: Measure lateness and throughput on this machine. | the figures")
 _offer(app, "completion", completion="completion: Print a completion script for bash, zsh or fish.")
 
 

@@ -18,7 +18,7 @@ def show(
     config: Annotated[Path | None, Parameter(help="Settings file instead of ./duly.toml.")] = None,
     output: Output = _PLAIN,
 ) -> None:
-    """Show each setting and where it came from. --json: {"items": [{"name", "value", "origin", "description"}]}."""
+    """Show each setting and where it came from."""
     from duly.settings import load
 
     settings = list(load(path=config))

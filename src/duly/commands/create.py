@@ -50,7 +50,7 @@ def create(
     flags: JobFlags = _DEFAULTS[0],
     connection: Connection = _DEFAULTS[1],
 ) -> int:
-    """Create a job and print its id; with --wait, wait for its first run. --json prints the job, or that run."""
+    """Create a job and print its id; with --wait, wait for its first run."""
     task: dict[str, Any]
     if url is not None:
         if words:

@@ -31,12 +31,8 @@ def import_crontab(
     label: Annotated[tuple[str, ...], Parameter(negative=(), help="NAME=VALUE for the jobs; repeatable.")] = (),
     connection: Connection = _HERE,
 ) -> int:
-    """Make jobs of the lines of a crontab. Importing the same file again makes nothing new.
-
-    The crontab itself stays as it is: comment its lines out once their jobs run. --json prints {"items", "problems",
-    "notes"}. Ends with 1 if a line could not be imported.
-    """
-    from duly.core.crontab import parse_crontab
+    """Make jobs of the lines of a crontab. Importing the same file again makes nothing new."""
+    from duly.core.crontab import Remark, parse_crontab
 
     path = Path(file)
     text = _read(file)
@@ -57,6 +53,8 @@ def import_crontab(
                 job = entry.job(labels)
                 view = client.create(key=entry.key, task=job.pop("task"), schedule=job.pop("schedule"), **job)
                 items.append(_document(entry, next_run_at=view.next_run_at, id=view.id, state=view.state))
+                if view.state == "deleted":
+                    crontab.notes.append(Remark(entry.line, "its job was made by an import before and deleted since"))
     if connection.json:
         problems = [{"line": one.line, "detail": one.text} for one in crontab.problems]
         notes = [{"line": one.line, "detail": one.text} for one in crontab.notes]

@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 
 def doctor(*, connection: Connection = _HERE) -> int:
-    """Check this installation and the server, and say what to do; 1 if a check failed. --json: {"items": […]}."""
+    """Check this installation and the server, and say what to do; 1 if a check failed."""
     findings = list(_examine(connection))
     if connection.json:
         put_json({"items": [finding._asdict() for finding in findings]})

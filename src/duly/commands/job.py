@@ -29,7 +29,7 @@ Jobs = Annotated[str, Parameter(name="JOB", help="Ids or names.")]
 def list_jobs(
     *,
     name: Annotated[str | None, Parameter(help="The whole name.")] = None,
-    label: Annotated[tuple[str, ...], Parameter(negative=(), help="KEY:VALUE; can be repeated.")] = (),
+    label: Annotated[tuple[str, ...], Parameter(negative=(), help="NAME=VALUE; can be repeated.")] = (),
     state: Annotated[JobStateName | None, Parameter(help="Only in this state.")] = None,
     task: Annotated[Literal["function", "command", "http"] | None, Parameter(help="Only of this kind.")] = None,
     q: Annotated[str | None, Parameter(help="A part of the name or id.")] = None,
@@ -40,9 +40,18 @@ def list_jobs(
     cursor: Annotated[str | None, Parameter(help="The `next` of the page before.")] = None,
     connection: Connection = _HERE,
 ) -> None:
-    """List jobs. --json prints {"items": […], "next": …}."""
+    """List jobs."""
     with connection.client() as client:
-        page = client.jobs(name=name, label=label, state=state, task=task, q=q, order=order, limit=limit, cursor=cursor)
+        page = client.jobs(
+            name=name,
+            label=[text if ":" in text else text.replace("=", ":", 1) for text in label],
+            state=state,
+            task=task,
+            q=q,
+            order=order,
+            limit=limit,
+            cursor=cursor,
+        )
     if connection.json:
         put_json(page)
         return
@@ -66,7 +75,7 @@ def list_jobs(
 
 
 def show(job: Job, *, connection: Connection = _HERE) -> None:
-    """Show a job. --json prints the job."""
+    """Show a job."""
     with connection.client() as client:
         view = client.get(find_job(client, job))
     _put_job(view, connection)
@@ -81,7 +90,7 @@ def update(
     flags: JobFlags = _NONE,
     connection: Connection = _HERE,
 ) -> None:
-    """Change fields of a job. --json prints the job as it is then."""
+    """Change fields of a job."""
     changes: dict[str, Any] = flags.options()
     if task is not None:
         try:
@@ -96,7 +105,7 @@ def update(
 
 
 def delete(*jobs: Jobs, connection: Connection = _HERE) -> None:
-    """Delete jobs; their history stays until its retention ends. --json prints {"items": [{"id": …}]}."""
+    """Delete jobs; their history stays until its retention ends."""
     with connection.client() as client:
         ids = [find_job(client, job) for job in _some(jobs)]
         for job_id in ids:
@@ -109,12 +118,12 @@ def delete(*jobs: Jobs, connection: Connection = _HERE) -> None:
 
 
 def pause(*jobs: Jobs, connection: Connection = _HERE) -> None:
-    """Let no run of these jobs start; what runs goes on. --json prints {"items": [jobs]}."""
+    """Let no run of these jobs start; what runs goes on."""
     _each(jobs, connection, lambda client, job_id: client.pause(job_id))
 
 
 def resume(*jobs: Jobs, connection: Connection = _HERE) -> None:
-    """Let runs start again; what fell due meanwhile is not made up for. --json prints {"items": [jobs]}."""
+    """Let runs start again; what fell due meanwhile is not made up for."""
     _each(jobs, connection, lambda client, job_id: client.resume(job_id))
 
 
@@ -124,7 +133,7 @@ def trigger(
     wait_timeout: Annotated[str | None, Parameter(help="Wait at most so long for each, as 10m.")] = None,
     connection: Connection = _HERE,
 ) -> int:
-    """Run jobs now, besides their schedules. --json prints {"items": [runs]}."""
+    """Run jobs now, besides their schedules."""
     with connection.client() as client:
         runs = [client.trigger(find_job(client, job)) for job in _some(jobs)]
         if wait or wait_timeout is not None:
@@ -144,7 +153,7 @@ def upcoming(
     count: Annotated[int, Parameter(help="How many.")] = 10,
     connection: Connection = _HERE,
 ) -> None:
-    """Show the next times of a job. --json prints {"items": [{"at", "local", …}], …}."""
+    """Show the next times of a job."""
     with connection.client() as client:
         view = client.get(find_job(client, job))
         preview = client.preview(

@@ -35,7 +35,7 @@ def list_runs(
     cursor: Annotated[str | None, Parameter(help="The `next` of the page before.")] = None,
     connection: Connection = _HERE,
 ) -> None:
-    """List runs, newest first. --json prints {"items": […], "next": …}."""
+    """List runs, newest first."""
     with connection.client() as client:
         page = client.runs(
             job_id=None if job is None else find_job(client, job),
@@ -71,7 +71,7 @@ def list_runs(
 
 
 def show(run: Run, *, connection: Connection = _HERE) -> None:
-    """Show a run and its attempts. --json prints the run."""
+    """Show a run and its attempts."""
     with connection.client() as client:
         view = client.get_run(find_run(client, run))
     if connection.json:
@@ -103,7 +103,7 @@ def show(run: Run, *, connection: Connection = _HERE) -> None:
 
 
 def cancel(*runs: Runs, connection: Connection = _HERE) -> None:
-    """End runs that wait; ask for the end of those that are out. --json prints {"items": [runs]}."""
+    """End runs that wait; ask for the end of those that are out."""
     with connection.client() as client:
         views = [client.cancel(find_run(client, run)) for run in _some(runs)]
     _put_runs(views, connection)
@@ -115,7 +115,7 @@ def retry(
     wait_timeout: Annotated[str | None, Parameter(help="Wait at most so long for each, as 10m.")] = None,
     connection: Connection = _HERE,
 ) -> int:
-    """Run again what has ended, as new runs of the jobs. --json prints {"items": [runs]}."""
+    """Run again what has ended, as new runs of the jobs."""
     waiting = wait or wait_timeout is not None
     with connection.client() as client:
         views = [client.retry(find_run(client, run)) for run in _some(runs)]
@@ -134,7 +134,7 @@ def log(
     attempt: Annotated[int | None, Parameter(help="Which attempt; the last one by default.")] = None,
     connection: Connection = _HERE,
 ) -> None:
-    """Print what a run has written; with -f its stderr comes on stderr. --json prints lines {"stream", "text"}."""
+    """Print what a run has written; with -f its stderr comes on stderr."""
     with connection.client() as client:
         run_id = find_run(client, run)
         if follow:
@@ -163,10 +163,7 @@ def output(
     to: Annotated[Path | None, Parameter(name=("-o", "--to"), help="A directory to put them in.")] = None,
     connection: Connection = _HERE,
 ) -> None:
-    """List the files that a run left; with -o fetch them, with a single PATH print it.
-
-    --json prints {"items": [{"path", "size", "digest"}]}; what was fetched also has "file".
-    """
+    """List the files that a run left; with -o fetch them, with a single PATH print it."""
     with connection.client() as client:
         run_id = find_run(client, run)
         if to is None and len(paths) == 1 and not connection.json:
@@ -196,7 +193,7 @@ def output(
 
 
 def explain(run: Run, *, connection: Connection = _HERE) -> None:
-    """Say why a run is where it is. --json prints {"run_id", "state", "summary", "facts"}."""
+    """Say why a run is where it is."""
     with connection.client() as client:
         view = client.explain(find_run(client, run))
     if connection.json:

@@ -26,7 +26,7 @@ def preview_schedule(
     count: Annotated[int, Parameter(help="How many times.")] = 10,
     output: Output = _PLAIN,
 ) -> None:
-    """Show the next times of a schedule. --json prints the answer of POST /v1/schedules/preview."""
+    """Show the next times of a schedule."""
     from duly.adapters.system_clock import SystemClock
     from duly.core.contract import OccurrenceView, PreviewView
     from duly.core.instants import format_instant, parse_instant

@@ -36,7 +36,7 @@ def up(
     config: SettingsFile = None,
     output: Output = _PLAIN,
 ) -> None:
-    """Run everything here in one process, until SIGTERM or Ctrl-C. --json prints {"url": …} once it answers."""
+    """Run everything here in one process, until SIGTERM or Ctrl-C."""
     from duly.settings import load
 
     flags = {
@@ -66,7 +66,7 @@ def up(
 
 
 def migrate(*, dir_: Directory = None, config: SettingsFile = None, output: Output = _PLAIN) -> None:
-    """Bring the stores of a directory to this version's schema; `duly up` does so, too. --json: {"schema": n}."""
+    """Bring the stores of a directory to this version's schema; `duly up` does so, too."""
     import asyncio
 
     from duly import boot

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+WHOLE: Final = frozenset({"ID", "JOB", "STATE", "NEXT", "SCHEDULED", "UTC", "LOCAL"})  # columns that are not broken
 
 
 def put_json(value: Any) -> None:
@@ -45,10 +47,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
         note(empty)
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    heads = [Column(name, no_wrap=name in WHOLE) for name in columns]
+    shown = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in cells:
         shown.add_row(*(Text(cell) for cell in row))
     Console().print(shown)

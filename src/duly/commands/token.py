@@ -33,7 +33,7 @@ def create_token(
     dir_: Directory = None,
     output: Output = _PLAIN,
 ) -> None:
-    """Make a token; it is shown once. --json prints {"token": …, "id": …, "scope": …, …}."""
+    """Make a token; it is shown once."""
     from duly.adapters.system_clock import SystemClock
     from duly.core.tokens import KEY_ID_BYTES, SECRET_BYTES, Scope
     from duly.faces import tokens
@@ -55,7 +55,7 @@ def create_token(
 
 
 def list_tokens(*, dir_: Directory = None, output: Output = _PLAIN) -> None:
-    """List tokens, without their secrets. --json prints {"items": […]}."""
+    """List tokens, without their secrets."""
     from duly.faces import tokens
 
     records = tokens.list_tokens(_file(dir_))
@@ -82,7 +82,7 @@ def revoke_token(
     dir_: Directory = None,
     output: Output = _PLAIN,
 ) -> None:
-    """End a token; servers notice within a second. --json prints the token's record."""
+    """End a token; servers notice within a second."""
     from duly.adapters.system_clock import SystemClock
     from duly.faces import tokens
 

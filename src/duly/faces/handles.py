@@ -93,11 +93,11 @@ class AsyncHandle(Generic[T]):
     async def id(self) -> str:
         """The id of the run."""
         if self._run_id is None:
-            page = await self._transport.list_runs(RunFilter(job_id=self.job_id, order="scheduled", limit=10))
+            page = await self._transport.list_runs(RunFilter(job_id=self.job_id, order="scheduled", limit=100))
             runs = [run for run in page.items if not run.manual]
             if not runs:
                 raise NotFound(f"job {self.job_id} has no run")
-            self._run_id = runs[0].id
+            self._run_id = min(runs, key=lambda run: run.scheduled_at).id
         return self._run_id
 
     async def run(self) -> RunView:
