@@ -63,7 +63,7 @@ class Api:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, *, stop: asyncio.Event | None = None) -> AsyncIterator[str]:
+async def served(app: ASGIApp, *, stop: asyncio.Event | None = None, grace: int = 10) -> AsyncIterator[str]:
     """The app on a free port of loopback, as boot serves it; yields its URL. `stop` is set before it shuts down."""
     config = uvicorn.Config(
         app,
@@ -73,7 +73,7 @@ async def served(app: ASGIApp, *, stop: asyncio.Event | None = None) -> AsyncIte
         log_config=None,
         access_log=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=grace,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())

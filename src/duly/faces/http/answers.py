@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import logging
 import zlib
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Final, TypeVar
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from duly.core.contract import problem
 from duly.core.errors import DulyError
 from duly.faces.http.call import Call
 from duly.faces.http.problems import Headers, Internal, seconds
 
+T = TypeVar("T")
 _LOG = logging.getLogger("duly.http")
+_FAREWELL: Final = 1.0  # seconds that the end of a stream may take to be sent
 _GZIP_FROM: Final = 1024
 _GZIP_THREAD_FROM: Final = 128 * 1024  # larger bodies are compressed off the loop
 _JSON: Final = (b"content-type", b"application/json")
@@ -109,24 +112,32 @@ class EventStream(Answer):
         self._busy = False
 
     async def deliver(self, call: Call) -> None:
-        await self._start(call)
         if call.head:
+            await self._start(call)
             await call.send({"type": "http.response.body"})
             return
-        await call.send({"type": "http.response.body", "body": b"retry: 2000\n\n", "more_body": True})
-        async with _watched(call, stoppable=True) as watch:
-            writing = watch.begin(self._write(call))
+        async with _closing(self.frames), _watched(call, stoppable=True) as watch:
+            first = watch.begin(_next(self.frames))
+            await checkpoint()  # so that the source listens before the client is told that it does
+            if first.done():
+                first.result()
+            await self._start(call)
+            await call.send({"type": "http.response.body", "body": b": connected\n\n", "more_body": True})
+            writing = watch.begin(self._write(call, first))
             while not await watch.settled(writing, seconds(call.context.settings.heartbeat)):
                 if self._quiet and not self._busy:
                     await call.send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
                 self._quiet = True
-        await call.send({"type": "http.response.body"})
+        with contextlib.suppress(TimeoutError):  # a client that does not read is cut off by the server
+            async with asyncio.timeout(_FAREWELL):
+                await call.send({"type": "http.response.body"})
 
-    async def _write(self, call: Call) -> None:
+    async def _write(self, call: Call, first: asyncio.Task[bytes | None]) -> None:
         try:
-            async with _closing(self.frames):
-                async for frame in self.frames:
-                    await self._put(call, frame)
+            frame = await first
+            while frame is not None:
+                await self._put(call, frame)
+                frame = await _next(self.frames)
         except DulyError as error:
             await self._put(call, _error_frame(error, call))
         except Exception:  # noqa: BLE001 - the boundary: the answer has begun, so the stream itself says that it failed
@@ -164,6 +175,11 @@ def _error_frame(error: DulyError, call: Call) -> bytes:
     return b"event: error\ndata: " + _encode(problem(error, request_id=call.scope["duly.request_id"])) + b"\n\n"
 
 
+async def _next(frames: AsyncIterator[bytes]) -> bytes | None:
+    """The next frame, None at the end."""
+    return await anext(frames, None)
+
+
 @contextlib.asynccontextmanager
 async def _closing(source: AsyncIterator[bytes]) -> AsyncIterator[None]:
     """Closes a generator when its reader is done with it, cancelled or not."""
@@ -182,12 +198,12 @@ class _Watch:
         self._signs: set[asyncio.Future[Any]] = {asyncio.ensure_future(call.gone())}
         if stoppable:
             self._signs.add(asyncio.ensure_future(call.context.stop.wait()))
-        self._writers: list[asyncio.Task[None]] = []
+        self._work: list[asyncio.Task[Any]] = []
 
-    def begin(self, work: Any) -> asyncio.Task[None]:
-        """Start writing."""
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
-        self._writers.append(task)
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start something that is cancelled at the latest when the watch ends."""
+        task = asyncio.create_task(work)
+        self._work.append(task)
         return task
 
     async def settled(self, writing: asyncio.Task[None], timeout: float | None = None) -> bool:
@@ -197,13 +213,13 @@ class _Watch:
             writing.result()
         return bool(done)
 
-    async def until_done(self, work: Any) -> None:
+    async def until_done(self, work: Coroutine[Any, Any, None]) -> None:
         """Write to the end, or until nobody wants it."""
         await self.settled(self.begin(work))
 
     async def close(self) -> None:
         """Let nothing run on."""
-        tasks = [*self._signs, *self._writers]
+        tasks = [*self._signs, *self._work]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
