@@ -37,6 +37,7 @@ from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.servicer import Servicer
 from duly.roles.worker import Worker, WorkerSettings
 from duly.settings import Settings
+from duly.tasks.attempt import Runner
 from duly.tasks.registry import FunctionRegistry, app_object
 from duly.telemetry import Telemetry
 
@@ -115,8 +116,6 @@ def assemble(
     All of it in `settings.dir`; or, given a `file`, in that one, with its blobs beside it in `<file>-blobs`.
     """
     clock = clock or SystemClock()
-    telemetry = Telemetry()
-    broker = LocalBroker(clock)
     store: Store
     if file is None:
         directory = Path(settings.dir)
@@ -130,6 +129,23 @@ def assemble(
         store = SqliteStore(file, shard="s0", clock=clock)
         blobs = ObstoreBlobs(file.with_name(f"{file.name}-blobs"), clock=clock)
         scratch = Path(tempfile.gettempdir())
+    scheduling = SchedulerSettings(lead=settings.lead, window=settings.look_ahead, worker_ttl=settings.lease)
+    return connect(settings, registry, clock, store, blobs, scheduling, worker_settings(settings, scratch))
+
+
+def connect(
+    settings: Settings,
+    registry: FunctionRegistry,
+    clock: Clock,
+    store: Store,
+    blobs: Blobs,
+    scheduling: SchedulerSettings,
+    working: WorkerSettings,
+    runners: dict[str, Runner] | None = None,
+) -> Node:
+    """The roles over their adapters, joined by a broker in this process."""
+    telemetry = Telemetry()
+    broker = LocalBroker(clock)
     name = socket.gethostname()
     servicer = Servicer(
         name=name,
@@ -151,7 +167,7 @@ def assemble(
             clock=clock,
             telemetry=telemetry,
             dice=random.random,
-            settings=SchedulerSettings(lead=settings.lead, window=settings.look_ahead, worker_ttl=settings.lease),
+            settings=scheduling,
         )
         for shard in store.shards
     ]
@@ -162,7 +178,8 @@ def assemble(
         clock=clock,
         shards=store.shards,
         functions=registry,
-        settings=worker_settings(settings, scratch),
+        settings=working,
+        runners=runners,
     )
     keeper = Keeper(store=store, blobs=blobs, clock=clock, interval=settings.retention_interval)
     return Node(

@@ -10,12 +10,16 @@ by a worker. The first call, or `run`, starts the store, scheduler and worker on
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from duly.core.errors import Conflict
 from duly.faces.client import Client
@@ -52,19 +56,19 @@ class Duly(Client):
         if _is_remote(target):
             from duly.faces.http_transport import HttpTransport
 
-            self._embedded: _Embedded | None = None
+            self._embedded: Embedded | None = None
             transport: Transport = HttpTransport(target if isinstance(target, str) else list(target), token=token)  # type: ignore[arg-type]
         else:
             from duly.faces.servicer_transport import ServicerTransport
 
-            self._embedded = _Embedded(
-                Path(os.fspath(target)),  # type: ignore[arg-type]
-                self.functions,
-                slots=slots,
-                functions_in=functions_in,
-                allow_private_addresses=allow_private_addresses,
-            )
-            transport = ServicerTransport(thread, self._embedded.servicer)
+            path = Path(os.fspath(target))  # type: ignore[arg-type]
+            options: dict[str, object] = {
+                "slots": slots,
+                "functions_in": functions_in,
+                "allow_private_addresses": allow_private_addresses,
+            }
+            self._embedded = Embedded(functools.partial(_assemble, path, self.functions, options))
+            transport = ServicerTransport(thread, self._servicer)
         super().__init__(transport, thread=thread, functions=self.functions)
 
     def start(self) -> None:
@@ -95,6 +99,21 @@ class Duly(Client):
                 signal.signal(number, handler)
             self.close()
 
+    async def _servicer(self) -> Servicer:
+        assert self._embedded is not None
+        return await self._embedded.servicer()
+
+    @contextlib.contextmanager
+    def embedded_as(self, embedded: Embedded) -> Iterator[None]:
+        """Use another node for a while (`duly.testing`). Raises Conflict for a client of a server elsewhere."""
+        if self._embedded is None:
+            raise Conflict("this Duly is a client of a server elsewhere: there is nothing of its own to replace")
+        former, self._embedded = self._embedded, embedded
+        try:
+            yield
+        finally:
+            self._embedded = former
+
     def stop(self) -> None:
         """Make `run` return, from any thread."""
         self._stopping.set()
@@ -113,23 +132,11 @@ def _is_remote(target: str | os.PathLike[str] | Sequence[str]) -> bool:
     return first.startswith(("http://", "https://"))
 
 
-class _Embedded:
-    """The node behind a Duly, started by its first use."""
+class Embedded:
+    """The node behind a Duly, made and started by its first use."""
 
-    def __init__(
-        self,
-        path: Path,
-        functions: FunctionRegistry,
-        *,
-        slots: int,
-        functions_in: Literal["threads", "processes"],
-        allow_private_addresses: bool,
-    ) -> None:
-        self._path = path
-        self._functions = functions
-        self._slots = slots
-        self._functions_in = functions_in
-        self._allow_private_addresses = allow_private_addresses
+    def __init__(self, make: Callable[[], Node]) -> None:
+        self._make = make
         self._node: Node | None = None
         self._starting: asyncio.Lock | None = None
 
@@ -141,25 +148,26 @@ class _Embedded:
             self._starting = asyncio.Lock()
         async with self._starting:
             if self._node is None:
-                node = self._assemble()
+                node = self._make()
                 await node.start()
                 self._node = node
         return self._node.servicer
 
-    def _assemble(self) -> Node:
-        from duly.boot import assemble
-        from duly.settings import Settings
-
-        settings = Settings(
-            slots=self._slots,
-            functions_in=self._functions_in,
-            allow_private_addresses=self._allow_private_addresses,
-        )
-        return assemble(settings, self._functions, file=self._path)
-
     async def close(self) -> None:
         """Drain and stop the node, if it was started."""
+        if self._node is not None:
+            await self._node.drain()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop the node, if it was started, without finishing what runs."""
         node, self._node = self._node, None
         if node is not None:
-            await node.drain()
             await node.stop()
+
+
+def _assemble(path: Path, functions: FunctionRegistry, options: dict[str, object]) -> Node:
+    from duly.boot import assemble
+    from duly.settings import Settings
+
+    return assemble(msgspec.convert(options, Settings), functions, file=path)

@@ -20,6 +20,8 @@ TRIES: Final = 8  # a change that lost to another change or to a dispatch is dec
 class Desk:
     """The ports of a servicer and what its desks share."""
 
+    hint_horizon: int = HINT_HORIZON  # more than a scheduler's window and the time between two of its refills
+
     def __init__(
         self,
         *,
@@ -54,10 +56,10 @@ class Desk:
         """Tell the schedulers of the shards what was opened or changed."""
         by_shard: dict[str, list[tuple[Run, Job]]] = {}
         if len(self._store.shards) == 1:
-            by_shard[self._store.shards[0]] = [pair for pair in pairs if pair[0].due_at <= now + HINT_HORIZON]
+            by_shard[self._store.shards[0]] = [pair for pair in pairs if pair[0].due_at <= now + self.hint_horizon]
         else:
             for run, job in pairs:
-                if run.due_at <= now + HINT_HORIZON:
+                if run.due_at <= now + self.hint_horizon:
                     by_shard.setdefault(self._store.shard_of(job.id), []).append((run, job))
             for job_id in changed:
                 by_shard.setdefault(self._store.shard_of(job_id), [])

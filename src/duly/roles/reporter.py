@@ -70,6 +70,7 @@ class Reporter:
         self._queue: deque[Entry] = deque()
         self._in_flight = 0
         self._soon = False
+        self._closed = False
         self._linger: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -87,12 +88,21 @@ class Reporter:
             self._idle.clear()
             self._loop.call_soon(self._flush)
 
+    def close(self) -> None:
+        """Tell nothing more."""
+        self._closed = True
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
     async def settled(self) -> None:
         """Returns once everything has been told and answered."""
         await self._idle.wait()
 
     def _flush(self) -> None:
         self._soon = False
+        if self._closed:
+            return
         while self._queue and (
             self._in_flight == 0 or (len(self._queue) >= MAX_REPORT and self._in_flight < IN_FLIGHT)
         ):

@@ -45,18 +45,18 @@ from duly.telemetry import Telemetry
 log = logging.getLogger("duly.scheduler")
 
 MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
-REFILL_EVERY: Final = SECOND
-RECOVER_EVERY: Final = SECOND
 PAGE: Final = 4_096
 IN_FLIGHT: Final = 4  # dispatch commits under way at once
 UNDELIVERED_AFTER: Final = 3 * SECOND
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """µs each. `lead`: how long before its instant a run is handed out; `window`: how far ahead the agenda looks."""
+    """µs each. `lead`: how long before its instant a run is handed out; `window`: how far ahead the agenda looks;
+    `refill`: how often the store is read for what no hint told, and for workers that are lost."""
 
     lead: int = 500 * MILLISECOND
     window: int = 5 * SECOND
+    refill: int = SECOND
     term_ttl: int = 3 * SECOND
     worker_ttl: int = 5 * SECOND
 
@@ -212,7 +212,7 @@ class Scheduler(Loop):
         if monotonic >= self._next_refill or (len(self._agenda) < PAGE // 4 and self._cursor is not None):
             await self._refill(now, monotonic)
         if monotonic >= self._next_recovery:
-            self._next_recovery = monotonic + RECOVER_EVERY
+            self._next_recovery = monotonic + self._settings.refill
             await self._recover(now)
         await self._decide_overlaps(now)
         while len(self._in_flight) < IN_FLIGHT:
@@ -236,7 +236,7 @@ class Scheduler(Loop):
     async def _refill(self, now: int, monotonic: int) -> None:
         """Read waiting runs of the window: on from the last page while there is more, else from the start."""
         if monotonic >= self._next_refill:
-            self._next_refill = monotonic + REFILL_EVERY
+            self._next_refill = monotonic + self._settings.refill
             self._cursor = None
         room = min(PAGE, self._agenda.room)
         if room <= 0:

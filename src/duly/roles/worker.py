@@ -195,6 +195,8 @@ class Worker(Loop):
         for subscription in self._subscriptions:
             await subscription.stop()
         self.attempts.close()
+        for shard in self.attempts.shards.values():
+            shard.reporter.close()
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         if self._own_runners:
             await asyncio.to_thread(self._scratch.close)
@@ -266,7 +268,7 @@ class Worker(Loop):
             return False
         if answer.lease_until <= answer.now:
             await self._reborn(shard)
-            return True
+            return False
         shard.offset.add(sent, received, answer.now)
         shard.trusted_until = sent + (answer.lease_until - answer.now) - settings.lease_margin
         for key, attempt in answer.stale:
@@ -284,7 +286,7 @@ class Worker(Loop):
         await self._listen(fresh)
         shard.id = fresh
         shard.seen = 0
-        await self._beat_once(shard)
+        shard.trusted_until = None  # the next beat comes soon, not at once: the shard may go on saying so
 
     async def _watch(self) -> None:
         """Stop sooner: what runs for a shard that no longer answers is killed before its lease can end."""
@@ -318,7 +320,10 @@ class Worker(Loop):
 
     def _assigned(self, message: Assign) -> None:
         shard = self.attempts.shards.get(message.shard)
-        if shard is None or shard.is_double(message):
+        if shard is None:
+            return
+        if shard.is_double(message):
+            self.attempts.counts["doubled"] += len(message.batch)
             return
         for kind, batch in self.attempts.take(shard, message).items():
             runner = self._runners[kind]
