@@ -50,6 +50,7 @@ from duly.faces.specs import (
     Duration,
     JobOptions,
     Time,
+    checked_key,
     function_spec,
     instant,
     job_spec,
@@ -114,7 +115,7 @@ class AsyncClient:
         Raises TypeError for arguments that it does not take, InvalidInput, IdempotencyKeyReused, Unavailable.
         """
         spec = submit_spec(self.registrations, function, args, at, options)
-        job, _ = await self.transport.create_job(spec, key=key)
+        job, _ = await self.transport.create_job(spec, key=checked_key(key))
         first = None
         if job.next_run_at is not None and job.last_run is None and spec.jitter == "0s":
             first = run_id(JobId(job.id), parse_instant(job.next_run_at))
@@ -221,7 +222,7 @@ class AsyncClient:
         else:
             assert task is not None
             built = task_spec(task) if isinstance(task, Mapping) else task
-        return (await self.transport.create_job(job_spec(built, schedule, options), key=key))[0]
+        return (await self.transport.create_job(job_spec(built, schedule, options), key=checked_key(key)))[0]
 
     async def _command(
         self,

@@ -198,6 +198,8 @@ def _translated(url: str) -> Iterator[None]:
     except httpx2.TimeoutException as error:
         raise OutcomeUnknown(f"{url} did not answer in time", retry_after=None) from error
     except (httpx2.TransportError, httpx2.DecodingError) as error:
-        raise OutcomeUnknown(f"the connection to {url} broke off: {error}", retry_after=None) from error
+        raise OutcomeUnknown(
+            f"the connection to {url} broke off: {str(error) or type(error).__name__}", retry_after=None
+        ) from error
     except httpx2.InvalidURL as error:
         raise errors.InvalidInput(f"not an address: {url!r}") from error

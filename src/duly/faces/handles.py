@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 from duly.core.contract import RunStateName, RunView
-from duly.core.errors import DulyError, NotFound, TimedOut
+from duly.core.errors import DulyError, NotFound, TimedOut, Unavailable
 from duly.core.instants import SECOND, format_duration
 from duly.core.model import RunState
 from duly.faces.loop_thread import LoopThread
@@ -21,6 +21,7 @@ from duly.faces.transport import RunFilter, Transport
 T = TypeVar("T")
 WAIT: Final = 25 * SECOND  # of one call; longer waits are several
 PAUSE: Final = 0.5  # seconds before asking again a server that does not wait
+OUTAGE: Final = 60.0  # seconds
 ENDED: Final = frozenset(state.word for state in RunState if state.terminal)
 
 
@@ -56,14 +57,25 @@ class BatchRefused(DulyError):
 
 
 async def ended_run(transport: Transport, run_id: str, timeout: float | Duration | None = None) -> RunView:
-    """The run once it has ended, however. Raises TimedOut after `timeout` (seconds, or a duration)."""
+    """The run once it has ended, however. Raises TimedOut after `timeout` (seconds, or a duration).
+
+    Servers may be away meanwhile, for OUTAGE seconds at a time; then Unavailable.
+    """
     loop = asyncio.get_running_loop()
     allowed = None if timeout is None else microseconds(timeout)
+    answered = loop.time()
     deadline = None if allowed is None else loop.time() + allowed / 1_000_000
     while True:
         left = WAIT if deadline is None else round((deadline - loop.time()) * 1_000_000)
         asked = loop.time()
-        run = await transport.wait_run(run_id, timeout=max(0, min(left, WAIT)))
+        try:
+            run = await transport.wait_run(run_id, timeout=max(0, min(left, WAIT)))
+        except Unavailable:
+            if asked - answered > OUTAGE or (deadline is not None and asked >= deadline):
+                raise
+            await asyncio.sleep(PAUSE)  # noqa: TID251 - a client has no Clock port
+            continue
+        answered = loop.time()
         if run.state in ENDED:
             return run
         if deadline is not None and allowed is not None and loop.time() >= deadline:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
@@ -34,7 +35,8 @@ from duly.core.contract import (
     VersionView,
     WorkerList,
 )
-from duly.core.errors import Unavailable
+from duly.core.definition import mint_job_id
+from duly.core.errors import OutcomeUnknown, Unavailable
 from duly.faces.exchange import Exchange, Params
 from duly.faces.transport import DEFAULT_URL, BlobSource, JobFilter, LogStream, RunFilter
 
@@ -62,7 +64,10 @@ class HttpTransport:
         def renew() -> dict[str, str]:
             # A key of our own makes the call safe to repeat. Its job may belong to a shard that is down: then
             # nothing was done, and another key finds another shard.
-            return {"Idempotency-Key": uuid.uuid4().hex if key is None else key}
+            if key is not None:
+                return {"Idempotency-Key": key}
+            now = time.time_ns() // 1_000  # noqa: TID251 - a client has no Clock port
+            return {"Idempotency-Key": mint_job_id(now, secrets.token_bytes(10))}
 
         status, content = await self._exchange.send("POST", "/v1/jobs", body=_encode(spec), renew=renew)
         return _decode(content, JobView), status == 201
@@ -161,7 +166,11 @@ class HttpTransport:
 
     async def put_blob(self, source: BlobSource) -> BlobView:
         headers = {"Content-Type": "application/octet-stream"}
-        return await self._call(BlobView, "POST", "/v1/blobs", body=source, headers=headers)
+        try:
+            return await self._call(BlobView, "POST", "/v1/blobs", body=source, headers=headers)
+        except OutcomeUnknown as error:
+            hint = "a server also breaks off what is larger than it takes (max_blob_bytes)"
+            raise OutcomeUnknown(f"{error.detail}; {hint}") from error
 
     def open_blob(self, digest: str) -> AsyncIterator[bytes]:
         return self._stream(f"/v1/blobs/{_part(digest)}")

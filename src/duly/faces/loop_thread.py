@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -19,8 +19,14 @@ _END: Final = object()
 class LoopThread:
     """Starts its thread on first use; a forked child gets a new one."""
 
-    def __init__(self, name: str = "duly") -> None:
+    def __init__(
+        self,
+        name: str = "duly",
+        *,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
         self._name = name
+        self._loop_factory = loop_factory
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -30,7 +36,7 @@ class LoopThread:
         """The running loop, started if need be."""
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
-                self._loop = asyncio.new_event_loop()
+                self._loop = self._loop_factory()
                 self._pid = os.getpid()
                 self._thread = threading.Thread(target=self._work, args=(self._loop,), name=self._name, daemon=True)
                 self._thread.start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -104,7 +105,7 @@ async def register(transport: Transport, registration: Registration) -> JobView 
     if registration.spec is None:
         return None
     for generation in range(1, GENERATIONS):
-        key = f"function:{registration.name}" + (f"#{generation}" if generation > 1 else "")
+        key = f"function:{quote(registration.name, safe=':.')}" + (f"#{generation}" if generation > 1 else "")
         job = await _keyed(transport, registration.spec, key)
         if job.state == "deleted":
             continue

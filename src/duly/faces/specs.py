@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ RetryOption = int | RetrySpec | Mapping[str, Any]  # 5: at most five attempts
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_KEY: Final = re.compile(r"[!-~]{1,255}", re.ASCII)
 _MAIN: Final = ("__main__", "__mp_main__")
 _DURATIONS: Final = ("jitter", "max_lateness", "timeout", "catchup_window")
 _TIMES: Final = ("start", "end")
@@ -119,6 +121,13 @@ def job_spec(task: TaskSpec, at: Time | None, options: Mapping[str, Any]) -> Job
     given = {name: value for name, value in plain_options(options).items() if value is not None}
     spec = convert({**given, "schedule": schedule_text(at), "task": {"kind": "function", "name": "-"}}, JobSpec)
     return msgspec.structs.replace(spec, task=task)
+
+
+def checked_key(key: str | None) -> str | None:
+    """An idempotency key as it is. InvalidInput for one that no header could carry."""
+    if key is not None and _KEY.fullmatch(key) is None:
+        raise InvalidInput.at("/key", f"a key has 1 to 255 visible ASCII characters, unlike {key[:40]!r}")
+    return key
 
 
 # -- functions ----------------------------------------------------------------------------------------------
