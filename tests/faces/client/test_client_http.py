@@ -10,8 +10,9 @@ import httpx2
 import pytest
 
 from duly.core import errors
-from duly.core.contract import CommandSpec, JobSpec
+from duly.core.contract import CommandSpec, JobSpec, RunView
 from duly.core.errors import DulyError, NotFound, OutcomeUnknown, Overloaded, ScheduleError, Unavailable
+from duly.faces import handles
 from duly.faces.http_transport import HttpTransport
 from duly.faces.transport import JobFilter, RunFilter
 from duly.faces.wire_errors import problem_error
@@ -61,6 +62,21 @@ def problem(code: str, status: int) -> tuple[int, dict[str, Any]]:
     return status, {"type": "", "title": "", "status": status, "detail": f"it is {code}", "code": code}
 
 
+RUN: dict[str, Any] = {
+    **dict.fromkeys(RunView.__struct_fields__),
+    "id": "r",
+    "job_id": "j",
+    "scheduled_at": "",
+    "due_at": "",
+    "state": "succeeded",
+    "priority": 5,
+    "attempt": 1,
+    "late": False,
+    "outputs": [],
+    "attempts": [],
+    "manual": False,
+    "cancel_requested": False,
+}
 DOWN = httpx2.ConnectError("refused")
 BROKEN = httpx2.ReadError("reset")
 SLOW = httpx2.ReadTimeout("slow")
@@ -142,6 +158,16 @@ async def test_a_key_of_our_own_moves_on_when_nothing_was_done() -> None:
     with pytest.raises(NotFound):
         await network.transport().create_job(SPEC, key="mine")
     assert network.keys == ["mine", "mine"]
+
+
+async def test_waiting_outlives_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that are away for a while do not end the wait for a run; when they stay away, Unavailable does."""
+    monkeypatch.setattr(handles, "PAUSE", 0.0)
+    network = Network(a=[(200, RUN | {"state": "running"}), DOWN, BROKEN, (200, RUN)])
+    assert (await handles.ended_run(network.transport(tries=1), "r")).state == "succeeded"
+    monkeypatch.setattr(handles, "OUTAGE", 0.0)
+    with pytest.raises(Unavailable):
+        await handles.ended_run(Network(a=[DOWN, DOWN]).transport(tries=1), "r")
 
 
 async def test_a_deletion_that_was_done_after_all() -> None:

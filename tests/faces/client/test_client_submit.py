@@ -92,6 +92,8 @@ def test_a_key_stands_for_one_run(client: Client, office: ModuleType) -> None:
     assert first.id == again.id
     with pytest.raises(IdempotencyKeyReused):
         client.submit(office.add, 2, key="one", at="in 1h")
+    with pytest.raises(InvalidInput, match="visible ASCII"):
+        client.submit(office.add, 2, key="schlüssel")
 
 
 def test_bad_calls_are_refused_here(client: Client, office: ModuleType) -> None:
