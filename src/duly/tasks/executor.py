@@ -132,7 +132,7 @@ class SyncExecutor:
         return taken
 
     def close(self) -> None:
-        """End when idle."""
+        """End once what runs has ended; what has not been started never will be."""
         self._closed = True
         self._ring()
 
@@ -154,10 +154,11 @@ class SyncExecutor:
                 item = inbox.popleft()
                 order += 1
                 heappush(heap, (item.due, order, Staged(item, self._registry)))
+            if self._closed:
+                self.flush()
+                return
             if not heap:
                 self.flush()
-                if self._closed:
-                    return
                 self._sleep(None)
                 continue
             wait = heap[0][0] - microseconds()
