@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import msgspec
@@ -21,18 +20,13 @@ from duly.core.contract import (
     BulkView,
     CommandSpec,
     EventView,
-    ExplainView,
     HttpSpec,
     JobList,
     JobStateName,
     JobView,
-    LogPiece,
-    OutputView,
     PreviewSpec,
     PreviewView,
-    RunList,
     RunningJob,
-    RunStateName,
     RunView,
     ShardView,
     StatsView,
@@ -44,8 +38,9 @@ from duly.core.definition import convert
 from duly.core.errors import DulyError, InvalidInput
 from duly.core.instants import parse_instant
 from duly.core.model import Dst, JobId, run_id
-from duly.faces.handles import AsyncHandle, batch_outcome, ended_run
+from duly.faces.handles import AsyncHandle, batch_outcome
 from duly.faces.registration import Registrations, register
+from duly.faces.run_calls import RunCalls
 from duly.faces.specs import (
     Duration,
     JobOptions,
@@ -60,18 +55,18 @@ from duly.faces.specs import (
     task_spec,
 )
 from duly.faces.submission import BATCH, Call, SubmitOptions, batch_specs, submit_spec
-from duly.faces.transport import JobFilter, LogStream, RunFilter, Transport
-from duly.faces.uploads import FileLike, blob_source, saved, uploaded
+from duly.faces.transport import JobFilter, Transport
+from duly.faces.uploads import FileLike, blob_source, uploaded
 from duly.faces.wire_errors import as_error
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(RunCalls):
     """What a client can do, over any transport. Usable from any number of event loops and tasks."""
 
     def __init__(self, transport: Transport, registrations: Registrations | None = None) -> None:
-        self.transport = transport
+        super().__init__(transport)
         self.registrations = Registrations() if registrations is None else registrations
 
     async def __aenter__(self) -> Self:
@@ -314,87 +309,6 @@ class AsyncClient:
         """One action on all jobs that a filter finds: name=, label=, state=, task=, schedule=, q=, ids=."""
         found = convert(which, BulkFilter)
         return await self.transport.bulk_jobs(BulkSpec(filter=found, action=action, dry_run=dry_run))
-
-    # -- runs -----------------------------------------------------------------------------------------------
-
-    async def runs(
-        self,
-        *,
-        job_id: str | None = None,
-        state: RunStateName | Sequence[RunStateName] = (),
-        since: str | datetime | None = None,
-        until: str | datetime | None = None,
-        late: bool | None = None,
-        worker: str | None = None,
-        order: Literal["-scheduled", "scheduled"] | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-    ) -> RunList:
-        """One page of runs, newest first unless `order` says otherwise; `since` and `until` bound `scheduled_at`."""
-        return await self.transport.list_runs(
-            RunFilter(
-                job_id=job_id,
-                state=[state] if isinstance(state, str) else state,
-                since=None if since is None else instant(since, "/since"),
-                until=None if until is None else instant(until, "/until"),
-                late=late,
-                worker=worker,
-                order=order,
-                limit=limit,
-                cursor=cursor,
-            )
-        )
-
-    async def get_run(self, run_id: str) -> RunView:
-        """The run as it is now. Raises NotFound."""
-        return await self.transport.get_run(run_id)
-
-    async def wait(self, run_id: str, timeout: float | Duration | None = None) -> RunView:
-        """The run once it has ended, however. Raises TimedOut after `timeout` (seconds, or a duration)."""
-        return await ended_run(self.transport, run_id, timeout)
-
-    async def cancel(self, run_id: str) -> RunView:
-        """End a waiting run at once, ask for the end of one that is out. Raises Conflict once it has ended."""
-        return await self.transport.cancel_run(run_id)
-
-    async def retry(self, run_id: str) -> RunView:
-        """Run it again, as a new run of its job. Raises Conflict while it has not ended."""
-        return await self.transport.retry_run(run_id)
-
-    async def explain(self, run_id: str) -> ExplainView:
-        """Why it is where it is, in sentences."""
-        return await self.transport.explain_run(run_id)
-
-    async def log(self, run_id: str, *, stream: LogStream = "all", attempt: int | None = None) -> str:
-        """What an attempt (the last, unless one is named) has written so far; stdout, then stderr, for "all"."""
-        pieces = [piece async for piece in self.transport.read_log(run_id, stream=stream, attempt=attempt)]
-        return b"".join(pieces).decode(errors="replace")
-
-    def read_log(self, run_id: str, *, stream: LogStream = "all", attempt: int | None = None) -> AsyncIterator[bytes]:
-        """As `log`, piece by piece."""
-        return self.transport.read_log(run_id, stream=stream, attempt=attempt)
-
-    def follow_log(
-        self, run_id: str, *, stream: LogStream = "all", attempt: int | None = None
-    ) -> AsyncIterator[LogPiece]:
-        """What an attempt writes, as it comes, until it ends."""
-        return self.transport.follow_log(run_id, stream=stream, attempt=attempt)
-
-    async def outputs(self, run_id: str) -> list[OutputView]:
-        """The files that the run left."""
-        return (await self.transport.get_run(run_id)).outputs
-
-    async def output(self, run_id: str, path: str) -> bytes:
-        """The bytes of one file that the run left; for large ones there is `save_output`. Raises NotFound."""
-        return b"".join([piece async for piece in self.transport.open_output(run_id, path)])
-
-    def open_output(self, run_id: str, path: str) -> AsyncIterator[bytes]:
-        """As `output`, piece by piece."""
-        return self.transport.open_output(run_id, path)
-
-    async def save_output(self, run_id: str, path: str, to: str | Path) -> Path:
-        """Write one file that the run left to `to`, piece by piece; replaces what is there only once it is whole."""
-        return await saved(self.transport.open_output(run_id, path), Path(to))
 
     # -- the rest -------------------------------------------------------------------------------------------
 
