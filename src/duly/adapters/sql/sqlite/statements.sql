@@ -19,9 +19,6 @@ update job
 -- name: delete_job
 delete from job where id = ?
 
--- name: job_version
-select version, state from job where id = ?
-
 -- name: job_doc
 select doc from job where id = ?
 
@@ -165,9 +162,6 @@ insert into blob_ref values (?, ?, ?) on conflict do nothing
 
 -- name: references_of
 select digest from blob_ref where job = ? and scheduled = ?
-
--- name: forget_reference
-delete from blob_ref where digest = ? and job = ? and scheduled = ?
 
 -- name: forget_references
 delete from blob_ref where job = ? and scheduled = ?
