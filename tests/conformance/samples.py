@@ -29,7 +29,8 @@ def job(name: str, /, **fields: Any) -> Job:
 
 def run(name: str, at: int = 0, /, **fields: Any) -> Run:
     """The run of a job at T0 + `at`."""
-    return Run(**({"job_id": JobId(name), "scheduled_at": T0 + at, "due_at": T0 + at} | fields))
+    given: dict[str, Any] = {"job_id": JobId(name), "scheduled_at": T0 + at, "due_at": T0 + at}
+    return Run(**(given | fields))
 
 
 def ended(name: str, at: int = 0, state: RunState = RunState.SUCCEEDED, **fields: Any) -> Run:
@@ -89,4 +90,5 @@ def retry(was: Run, due_at: int, **becomes: Any) -> Transition:
 
 def worker(name: WorkerId = W1, /, **fields: Any) -> Worker:
     """A worker with four slots."""
-    return Worker(**({"id": name, "slots": 4} | fields))
+    given: dict[str, Any] = {"id": name, "slots": 4}
+    return Worker(**(given | fields))

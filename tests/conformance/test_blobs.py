@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from conformance.samples import T0
-from duly.adapters import obstore_blobs
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.core.errors import BlobCorrupt, InvalidInput, NotFound, TooLarge
 from duly.core.instants import DAY, HOUR
@@ -78,7 +77,7 @@ async def test_put_is_durable_before_it_answers(
         synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         real(fd)
 
-    monkeypatch.setattr(obstore_blobs.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     digest, _ = await blobs.put(b"data", limit=LIMIT)
     root = tmp_path / "made" / "blobs"
     assert synced[0].startswith(str(root / "tmp"))

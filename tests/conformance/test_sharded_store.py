@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +11,7 @@ from conformance.samples import T0, dispatch, ended, job, run
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core.errors import NotFound, Unavailable
-from duly.core.model import CommandTask, JobId
+from duly.core.model import CommandTask, Job, JobId, Run
 from duly.core.ring import place
 from duly.ports import JobQuery, RunQuery, Store
 from simulated.clock import ManualClock
@@ -27,7 +27,7 @@ class Cluster:
         self.clock = ManualClock(T0)
         self.ring = place(dict.fromkeys(SHARDS, 1.0))
         self.shards = {name: Lamp(SqliteStore(":memory:", clock=self.clock, shard=name)) for name in SHARDS}
-        self.store = ShardedStore(self.shards, self.ring)  # type: ignore[arg-type] - Lamp has every verb
+        self.store = ShardedStore(cast("dict[str, Store]", self.shards), self.ring)
 
     def on(self, shard: str) -> list[str]:
         """The jobs of a shard."""
@@ -134,7 +134,7 @@ async def test_calls_for_live_shards_go_on(cluster: Cluster) -> None:
 async def test_writes_to_several_shards_stand_where_they_could_be_made(cluster: Cluster) -> None:
     """The error says that not all could; repeating it finds the others done."""
     cluster.shards["s1"].out = True
-    items = [(job(f"new{i}"), []) for i in range(30)]
+    items: list[tuple[Job, list[Run]]] = [(job(f"new{i}"), []) for i in range(30)]
     with pytest.raises(Unavailable):
         await cluster.store.create(items)
     cluster.shards["s1"].out = False

@@ -287,9 +287,12 @@ MAY_SCAN = {
 }
 
 
-def plan(db: apsw.Connection, sql: str) -> list[str]:
-    """The steps of SQLite's plan."""
-    return [row[3] for row in db.execute(f"explain query plan {sql}", None, can_cache=False)]  # type: ignore[misc]
+class Asked(list[tuple[str, Any]]):
+    """The statements that a connection was asked, for `exec_trace`."""
+
+    def __call__(self, cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
+        self.append((sql, bindings))
+        return True
 
 
 @pytest.mark.parametrize("name", statements("sqlite"))
@@ -336,11 +339,11 @@ async def test_pages_walk_an_index_in_order(descending: bool, second_page: bool)
     await store.create(
         [(job(n, name="x", namespace="other"), [ended(n, i) for i in range(3)] + [run(n, 9)]) for n in "ab"]
     )
-    asked: list[tuple[str, Any]] = []
+    asked = Asked()
     job_cursor = (await store.page_jobs(JobQuery(limit=1))).next if second_page else None
     name_cursor = (await store.page_jobs(JobQuery(limit=1, order="name"))).next if second_page else None
     run_cursor = (await store.page_runs(RunQuery(limit=1))).next if second_page else None
-    store._db.exec_trace = lambda _, sql, bindings: asked.append((sql, bindings)) or True
+    store._db.exec_trace = asked
     for query in JOB_PAGES:
         await store.page_jobs(JobQuery(**query, order="-created" if descending else "created", cursor=job_cursor))
         await store.page_jobs(JobQuery(**query, order="-name" if descending else "name", cursor=name_cursor))
@@ -365,8 +368,8 @@ async def test_finishing_a_run_needs_no_read(store: SqliteStore) -> None:
     """What was dispatched is remembered until it is reported: `load` asks nothing."""
     await store.create([(job("a"), [run("a")])])
     await store.apply([dispatch(run("a"))])
-    asked: list[str] = []
-    store._point.exec_trace = lambda _, sql, bindings: asked.append(sql) or True
+    asked = Asked()
+    store._point.exec_trace = asked
     assert await store.load([run("a").key]) == [(dispatch(run("a")).run, job("a"))]
     assert asked == []
     await store.apply([succeed(dispatch(run("a")).run)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -15,6 +16,9 @@ from duly.adapters.sqlite_writer import Transaction, Writer
 from duly.core.errors import Conflict, Overloaded, Unavailable
 
 TALLY = "insert into tally values (?, ?) on conflict(name) do update set n = n + excluded.n"
+
+
+Work = Callable[[Transaction], Any]
 
 
 class Bench:
@@ -41,7 +45,7 @@ class Bench:
 
     def rows(self) -> list[int]:
         """What the table holds."""
-        return [x for (x,) in self.db.execute("select x from t order by x")]  # type: ignore[misc]
+        return [x for (x,) in self.db.execute("select x from t order by x")]
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made.db.close()
 
 
-def insert(x: int) -> object:
+def insert(x: int) -> Work:
     """A call that inserts a number and answers it."""
 
     def work(tx: Transaction) -> int:
@@ -66,11 +70,11 @@ def insert(x: int) -> object:
     return work
 
 
-async def together(bench: Bench, *calls: object) -> list[object]:
+async def together(bench: Bench, *calls: Work) -> list[Any]:
     """The answers of calls that the writer takes as one batch."""
     first = asyncio.ensure_future(bench.writer.submit(bench.hold))
     await asyncio.to_thread(bench.held.wait, 20)
-    tasks = [asyncio.ensure_future(bench.writer.submit(call)) for call in calls]  # type: ignore[arg-type]
+    tasks = [asyncio.ensure_future(bench.writer.submit(call)) for call in calls]
     await asyncio.wait(tasks, timeout=0)
     bench.gate.set()
     await first
@@ -129,11 +133,11 @@ async def test_what_follows_a_commit_comes_in_order_and_before_the_answer(bench:
     def refuse(_: Transaction) -> None:
         raise Conflict("no")
 
-    await bench.writer.submit(insert(1), committed=told.append)  # type: ignore[arg-type]
+    await bench.writer.submit(insert(1), committed=told.append)
     assert told == [1]
     with pytest.raises(Conflict):
         await bench.writer.submit(refuse, committed=told.append)
-    await bench.writer.submit(insert(2), committed=told.append)  # type: ignore[arg-type]
+    await bench.writer.submit(insert(2), committed=told.append)
     assert told == [1, 2]
 
 
@@ -143,10 +147,10 @@ async def test_too_many_rows_waiting_is_overloaded(bench: Bench, monkeypatch: py
     first = asyncio.ensure_future(bench.writer.submit(bench.hold, rows=50))
     await asyncio.to_thread(bench.held.wait, 20)
     with pytest.raises(Overloaded):
-        await bench.writer.submit(insert(1))  # type: ignore[arg-type]
+        await bench.writer.submit(insert(1))
     bench.gate.set()
     await first
-    assert await bench.writer.submit(insert(1)) == 1  # type: ignore[arg-type]
+    assert await bench.writer.submit(insert(1)) == 1
     assert bench.writer.queued_rows == 0
 
 
@@ -154,11 +158,11 @@ async def test_a_writer_that_refuses_still_carries_out_what_is_queued(bench: Ben
     """The order of a shutdown."""
     first = asyncio.ensure_future(bench.writer.submit(bench.hold))
     await asyncio.to_thread(bench.held.wait, 20)
-    queued = asyncio.ensure_future(bench.writer.submit(insert(1)))  # type: ignore[arg-type]
+    queued = asyncio.ensure_future(bench.writer.submit(insert(1)))
     await asyncio.wait([queued], timeout=0)
     bench.writer.refuse(Unavailable("closing"))
     with pytest.raises(Unavailable, match="closing"):
-        await bench.writer.submit(insert(2))  # type: ignore[arg-type]
+        await bench.writer.submit(insert(2))
     bench.gate.set()
     await first
     assert await queued == 1

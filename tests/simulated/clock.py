@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+from typing import Any
 
 from anyio.lowlevel import checkpoint
 
@@ -49,8 +50,9 @@ class ManualClock:
             return await event.wait()
         timer = self._timer(timeout)
         waiting = asyncio.ensure_future(event.wait())
+        ends: set[asyncio.Future[Any]] = {timer, waiting}
         try:
-            await asyncio.wait({timer, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
             waiting.cancel()
