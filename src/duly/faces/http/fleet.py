@@ -52,7 +52,9 @@ async def list_shards(call: Call) -> Answer:
 
 async def stream_events(call: Call) -> Answer:
     """What happens, from now on or from the event after the last one seen."""
-    after = call.header(b"last-event-id") or call.query(EventsAsked).after
+    after = call.header(b"last-event-id")
+    if after is None:
+        after = call.query(EventsAsked).after
     if after is not None and _EVENT_ID.fullmatch(after) is None:
         raise Malformed(f"{after[:80]!r} is not the id of an event")
     return EventStream(_frames(call, after))

@@ -27,7 +27,7 @@ _FORMATS: Final = {
     get_args(contract.Duration)[1].description: "duly-duration",
     get_args(contract.Instant)[1].description: "date-time",
 }
-_EVERYWHERE: Final = (400, 408, 421, 500, 503, 507)  # what may come of any request
+_EVERYWHERE: Final = (400, 408, 421, 500, 503, 504, 507)  # what may come of any request
 _GUARDED: Final = (401, 403, 429)  # and of those that need a scope
 
 REQUEST_HEADERS: Final[Mapping[str, tuple[str, Schema, str]]] = {
