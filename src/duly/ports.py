@@ -289,6 +289,10 @@ class Blobs(Protocol):
         """Remove blobs that were not written or written again within the last `unused_for` µs; returns how many."""
         ...
 
+    async def page(self, after: str | None, limit: int, *, unused_for: int) -> list[str]:
+        """At most `limit` digests after `after`, in their order, not written again within `unused_for` µs."""
+        ...
+
     async def fetch(self, digest: str, path: str, *, executable: bool = False) -> None:
         """Put a checked copy at a local path (from a bounded local cache where there is one)."""
         ...

@@ -154,6 +154,27 @@ class ObstoreBlobs:
         keys = [_key(digest) for digest in digests]
         return await asyncio.to_thread(self._delete, keys, self._clock.wall() - unused_for)
 
+    async def page(self, after: str | None, limit: int, *, unused_for: int) -> list[str]:
+        key = "" if after is None else _key(after)
+        return await asyncio.to_thread(self._page, key, limit, self._clock.wall() - unused_for)
+
+    def _page(self, after: str, limit: int, oldest: int) -> list[str]:
+        """Directory by directory: 256 of them, each read whole."""
+        found: list[str] = []
+        root = self._root / "sha256"
+        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+            if f"sha256/{folder.name}/g" <= after:
+                continue  # every name in it comes before
+            for path in sorted(folder.iterdir()):
+                if f"sha256/{folder.name}/{path.name}" <= after:
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if _put_at(path) <= oldest:
+                        found.append(f"sha256:{folder.name}{path.name}")
+                if len(found) == limit:
+                    return found
+        return found
+
     def _delete(self, keys: list[str], oldest: int) -> int:
         """Blobs last put at or before `oldest`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from duly.core.errors import DulyError
@@ -25,6 +26,7 @@ class Keeper(Loop):
         self._blobs = blobs
         self._clock = clock
         self._interval = interval
+        self._swept: str | None = None
 
     async def _up(self) -> None:
         self.spawn(self._work(), "work")
@@ -38,18 +40,27 @@ class Keeper(Loop):
                 log.warning("retention waits: %s", error)
 
     async def tidy(self, *, unused_for: int = UNUSED_FOR) -> tuple[int, int]:
-        """One whole pass; returns (runs removed, blobs removed). Orphans too young to go are met again when the
-        next run or job that named them is pruned, or by the sweep of the blob store."""
+        """One whole pass; returns (runs removed, blobs removed).
+
+        A blob goes when nothing refers to it and it was not written within `unused_for`: what a prune has just let
+        go of at once, and one page of all blobs each pass, so that nothing stays for ever.
+        """
         runs = blobs = 0
         more = True
         while more and self.state != "stopped":
             pruned = await self._store.prune(STEP)
             runs += pruned.runs
             more = pruned.more
-            if pruned.orphans:
-                still_used = await self._store.referred(pruned.orphans)
-                orphans = [digest for digest in pruned.orphans if digest not in still_used]
-                blobs += await self._blobs.delete(orphans, unused_for=unused_for)
+            blobs += await self._delete_unused(pruned.orphans, unused_for)
             if more:
                 await self._clock.sleep(SECOND // 100)
+        page = await self._blobs.page(self._swept, STEP, unused_for=unused_for)
+        self._swept = page[-1] if len(page) == STEP else None
+        blobs += await self._delete_unused(page, unused_for)
         return runs, blobs
+
+    async def _delete_unused(self, digests: Sequence[str], unused_for: int) -> int:
+        if not digests:
+            return 0
+        used = await self._store.referred(digests)
+        return await self._blobs.delete([digest for digest in digests if digest not in used], unused_for=unused_for)
