@@ -11,7 +11,7 @@ import sys
 
 from cyclopts import App, Parameter
 
-from duly import __version__
+from duly.version import __version__
 
 app = App(
     name="duly",

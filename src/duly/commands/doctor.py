@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from duly import __version__
 from duly.commands.connection import Connection
 from duly.commands.exits import FAILED, advice_for
 from duly.commands.terminal import put_json, table
 from duly.core.errors import DulyError, Forbidden, Unauthenticated
+from duly.version import __version__
 
 if TYPE_CHECKING:
     from duly.faces.client import Client

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
 from duly.core import contract, policy
 from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, LimitsSpec, TaskSpec
-from duly.core.errors import FieldError, InvalidInput, Malformed, TooLarge
+from duly.core.errors import FieldError, InvalidInput, Malformed, ScheduleError, TooLarge
 from duly.core.instants import DAY, parse_duration, parse_instant
 from duly.core.model import (
     Backoff,
@@ -67,9 +68,15 @@ def mint_job_id(now: int, entropy: bytes) -> JobId:
 
 
 def keyed_job_id(namespace: str, key: str) -> JobId:
-    """The id that an idempotency key stands for: a UUIDv8 of its hash, so that a repeat finds the first job."""
-    digest = hashlib.blake2b(f"{namespace}\0{key}".encode(), digest_size=16).digest()
-    return _uuid(int.from_bytes(digest, "big"), version=8)
+    """The id that an idempotency key stands for: a UUIDv8 of its hash, so that a repeat finds the first job.
+
+    A key that is itself a UUIDv7 (as the Python client's are) lends the id its time, so that ids still sort by
+    creation.
+    """
+    value = int.from_bytes(hashlib.blake2b(f"{namespace}\0{key}".encode(), digest_size=16).digest(), "big")
+    if is_job_id(key) and key[14] == "7":
+        value = int(key[:8] + key[9:13], 16) << 80 | value & ((1 << 80) - 1)
+    return _uuid(value, version=8)
 
 
 def _uuid(value: int, *, version: int) -> JobId:
@@ -144,11 +151,21 @@ def _pointer(path: str) -> str:
 # -- jobs ---------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1024)
+def _known_duration(text: str) -> int | None:
+    """The duration, None for a wrong one: a job has seven, and they are nearly always the same."""
+    try:
+        return parse_duration(text)
+    except InvalidInput:
+        return None
+
+
 class _Complaints:
     """Collects the complaints of one body."""
 
     def __init__(self) -> None:
         self.errors: list[FieldError] = []
+        self._last: InvalidInput | None = None
 
     def add(self, pointer: str, detail: str) -> None:
         self.errors.append(FieldError(pointer, detail))
@@ -158,6 +175,7 @@ class _Complaints:
         try:
             return parse()
         except InvalidInput as error:
+            self._last = error
             if error.errors and error.errors[0].pointer not in ("", "/"):
                 self.errors.extend(error.errors)
             else:
@@ -165,7 +183,9 @@ class _Complaints:
             return otherwise
 
     def duration(self, pointer: str, text: str, *, least: int = 0, most: int | None = None) -> int:
-        value = self.attempt(pointer, lambda: parse_duration(text), least)
+        value = _known_duration(text)
+        if value is None:
+            value = self.attempt(pointer, lambda: parse_duration(text), least)
         if value < least or (most is not None and value > most):
             bounds = f"at least {least} µs" if most is None else f"between {least} µs and {most} µs"
             self.add(pointer, f"{text!r} is out of range: {bounds}")
@@ -175,6 +195,8 @@ class _Complaints:
         return None if text is None else self.attempt(pointer, lambda: parse_instant(text), 0)
 
     def settle(self) -> None:
+        if len(self.errors) == 1 and isinstance(self._last, ScheduleError):
+            raise self._last
         if self.errors:
             first = self.errors[0]
             more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""

@@ -157,6 +157,7 @@ class ServicerTransport:
             until=None if which.until is None else parse_instant(which.until, pointer="/until"),
             late=which.late,
             worker=None if which.worker is None else WorkerId(which.worker),
+            oldest_first=which.order == "scheduled",
             limit=which.limit or 100,
             cursor=which.cursor,
         )

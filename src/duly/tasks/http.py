@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from duly import __version__
 from duly.core.errors import DulyError
 from duly.core.model import Failure, HttpTask, Output
 from duly.ports import Blobs
@@ -25,6 +24,7 @@ from duly.tasks.address import AddressRefused, Resolve, resolve_by_system
 from duly.tasks.alarm import Alarm
 from duly.tasks.attempt import MAX_DETAIL, Held, Sink, Stage, Tempo
 from duly.tasks.executor import microseconds
+from duly.version import __version__
 
 if TYPE_CHECKING:
     import httpx2

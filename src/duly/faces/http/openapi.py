@@ -8,12 +8,12 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from duly import __version__
 from duly.core import contract
 from duly.core.contract import BatchSpec, JobSpec, JobView, Problem
 from duly.core.tokens import Scope
 from duly.faces.http.operation import Operation, Returns, Schema
 from duly.faces.http.query import Query
+from duly.version import __version__
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 _TEXT: Final[Schema] = {"type": "string"}

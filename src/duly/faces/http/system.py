@@ -6,13 +6,13 @@ import platform
 from collections.abc import Callable
 from importlib import metadata
 
-from duly import __version__
 from duly.core.contract import VersionView, View
 from duly.core.errors import FieldError, Unavailable
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, Reply, json_reply
 from duly.faces.http.call import Call
 from duly.faces.http.operation import Operation, Returns
+from duly.version import __version__
 
 
 class HealthView(View, frozen=True, kw_only=True):
