@@ -224,3 +224,42 @@ async def test_the_store_is_not_asked_for_what_is_refused(api: Api) -> None:
         answer = await client.post("/v1/jobs", json=bad)
         assert answer.json()["errors"][0]["pointer"] == "/task/argv/0"
     assert (await api.servicer.stats()).jobs == 0
+
+
+@pytest.mark.parametrize("depth", [50, 200, 500, 900, 2_000, 100_000])
+async def test_nesting_is_taken_or_refused(client: httpx2.AsyncClient, depth: int) -> None:
+    """Wherever anything may stand: in arguments, in a request's body, in a patch, in a batch."""
+    deep = "[" * depth + "]" * depth
+    nested = '{"a":' * depth + "1" + "}" * depth
+    path = (await client.post("/v1/jobs", json=command("/bin/true", schedule="every 1h"))).headers["location"]
+    function = '{"task": {"kind": "function", "name": "a:b", "args": %s, "kwargs": {"x": %s}}, "schedule": "every 1h"}'
+    http = '{"task": {"kind": "http", "url": "http://a", "body": %s}, "schedule": "every 1h"}'
+    for method, where, body in [
+        ("POST", "/v1/jobs", function % (deep, nested)),
+        ("POST", "/v1/jobs", http % nested),
+        ("PATCH", path, '{"labels": ' + nested + "}"),
+        ("PATCH", path, nested),
+        ("POST", "/v1/jobs/batch", '{"jobs": [%s]}' % (function % (deep, nested))),
+        ("POST", "/v1/jobs/bulk", '{"action": "pause", "filter": {"label": ' + deep + "}}"),
+    ]:
+        answer = await client.request(method, where, content=body, headers=JSON)
+        assert answer.status_code in (200, 201, 400, 413, 422), (where, answer.text)
+        if answer.status_code == 201:
+            read = await client.get(answer.headers["location"])
+            assert read.json()["task"] == answer.json()["task"]
+
+
+@pytest.mark.parametrize(
+    "number", ["9007199254740993", "18446744073709551616", "1" * 400, "-" + "9" * 30, "1e308", "0.1"]
+)
+async def test_numbers_are_kept_or_refused(client: httpx2.AsyncClient, number: str) -> None:
+    """What a job is given as an argument comes back as it was, or was never taken."""
+    for body in (
+        '{"task": {"kind": "function", "name": "a:b", "args": [%s]}, "schedule": "every 1h"}',
+        '{"task": {"kind": "http", "url": "http://a", "body": {"n": %s}}, "schedule": "every 1h"}',
+    ):
+        answer = await client.post("/v1/jobs", content=body % number, headers=JSON)
+        assert answer.status_code in (201, 400, 422), answer.text
+        if answer.status_code == 201:
+            task = (await client.get(answer.headers["location"])).json()["task"]
+            assert json.loads(number) in (*task.get("args", []), (task.get("body") or {}).get("n"))

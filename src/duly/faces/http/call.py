@@ -88,38 +88,49 @@ class Call:
 
         Raises UnsupportedMediaType, TooLarge, Malformed, InvalidInput.
         """
-        if self.media_type != "application/json" and self.media_type not in also:
+        media_type = self.media_type
+        if media_type != "application/json" and media_type not in also:
             wanted = " or ".join(("application/json", *also))
-            raise UnsupportedMediaType(f"send {wanted}, not {self.media_type[:80] or 'a body without Content-Type'!r}")
+            raise UnsupportedMediaType(f"send {wanted}, not {media_type[:80] or 'a body without Content-Type'!r}")
         return decode(await self.body(limit), shape, limit=limit)
 
     async def body(self, limit: int) -> bytes:
-        """The whole body. Raises TooLarge without reading further than `limit` bytes."""
-        chunks = [chunk async for chunk in self.chunks(limit)]
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        """The whole body. Raises TooLarge without reading further than `limit` bytes, RequestTimedOut, ClientGone."""
+        self._check_length(limit)
+        started = asyncio.get_running_loop().time()
+        chunk, more = await self._pull(started, 0, limit)
+        if not more:
+            return chunk
+        body = bytearray(chunk)
+        while more:
+            chunk, more = await self._pull(started, len(body), limit)
+            body += chunk
+        return bytes(body)
 
     async def chunks(self, limit: int) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises TooLarge past `limit` bytes, RequestTimedOut, ClientGone."""
+        """The body as it comes. Raises as `body` does."""
         self._check_length(limit)
-        patience = seconds(self.context.settings.patience)
         started = asyncio.get_running_loop().time()
-        size = 0
-        while True:
-            try:
-                async with asyncio.timeout_at(started + patience + size / _PACE):
-                    message = await self._receive()
-            except TimeoutError:
-                raise RequestTimedOut from None
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunk: bytes = message.get("body", b"")
+        size, more = 0, True
+        while more:
+            chunk, more = await self._pull(started, size, limit)
             size += len(chunk)
-            if size > limit:
-                raise TooLarge(f"the body has more than the {limit:,} bytes allowed here")
             if chunk:
                 yield chunk
-            if not message.get("more_body"):
-                return
+
+    async def _pull(self, started: float, size: int, limit: int) -> tuple[bytes, bool]:
+        """The next bytes of a body that began to be read at `started` and had `size` so far; True if more come."""
+        try:
+            async with asyncio.timeout_at(started + seconds(self.context.settings.patience) + size / _PACE):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimedOut from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        if size + len(chunk) > limit:
+            raise TooLarge(f"the body has more than the {limit:,} bytes allowed here")
+        return chunk, message.get("more_body", False)
 
     def _check_length(self, limit: int) -> None:
         length = self.headers.get(b"content-length")

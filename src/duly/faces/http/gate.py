@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from duly.core.errors import DulyError, Forbidden
+from duly.core.errors import DulyError, Forbidden, Malformed
 from duly.faces.http.call import ClientGone
 from duly.faces.http.problems import Internal, Misdirected, answer_to
 from duly.faces.http.settings import Context
@@ -60,6 +60,8 @@ class Gate:
             await self._app(scope, receive, stamped)
         except ClientGone:
             return
+        except RecursionError:
+            await self._refuse(Malformed("nested too deeply"), scope, stamped, started=status != 0)
         except DulyError as error:
             await self._refuse(error, scope, stamped, started=status != 0)
         except Exception:  # noqa: BLE001 - the boundary: whatever goes wrong within is a 500 with its id in the log
