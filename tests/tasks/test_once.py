@@ -134,9 +134,9 @@ def test_an_open_transaction_is_refused(connect: Connect) -> None:
 
 async def test_a_sync_connection_needs_with_and_an_unknown_one_is_named(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as connection:
+        once = Once(connection, RUN, 1)
         with pytest.raises(TypeError, match="needs `with"):
-            async with Once(connection, RUN, 1):
-                raise AssertionError
+            await once.__aenter__()
     with pytest.raises(TypeError, match="not object"), Once(object(), RUN, 1):
         raise AssertionError
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from duly.adapters.local_broker import LocalBroker
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.system_clock import SystemClock

@@ -1,3 +1,4 @@
+# ruff: noqa: T201, TID251, ASYNC240 - the code here is as users write it
 """Functions that the workers of tests run, in threads and in child processes."""
 
 from __future__ import annotations
