@@ -1,4 +1,4 @@
-"""Jobs over HTTP: create, read, change, delete, list, act on one or on many."""
+"""Jobs over HTTP: create, read, change, delete, list, and act on one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from duly.core.contract import (
-    BatchSpec,
-    BatchView,
-    BulkSpec,
-    BulkView,
     JobList,
     JobSpec,
     JobStateName,
     JobView,
-    PreviewSpec,
-    PreviewView,
     RunningList,
     RunView,
 )
 from duly.core.definition import is_job_id
-from duly.core.errors import InvalidInput, NotFound, PreconditionFailed
+from duly.core.errors import NotFound, PreconditionFailed
 from duly.core.model import RunState
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, Reply, json_reply
@@ -87,12 +81,6 @@ async def create_job(call: Call) -> Answer:
 def _digest(spec: JobSpec) -> str:
     """Of what was meant, not how it was written: defaults filled in, names sorted, files by their digests."""
     return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
-
-
-async def create_jobs(call: Call) -> Answer:
-    """Many jobs, one result each."""
-    batch = await call.json(BatchSpec, limit=call.context.settings.max_batch_bytes)
-    return json_reply(await call.context.servicer.create_jobs(batch.jobs, namespace=call.one_namespace))
 
 
 # -- one job ------------------------------------------------------------------------------------------------
@@ -174,7 +162,7 @@ async def _version_wanted(call: Call, job_id: str) -> int | None:
     return present.version
 
 
-# -- many ---------------------------------------------------------------------------------------------------
+# -- lists --------------------------------------------------------------------------------------------------
 
 
 async def list_jobs(call: Call) -> Answer:
@@ -203,20 +191,6 @@ async def running_jobs(call: Call) -> Answer:
     query = JobQuery(namespace=call.namespace, cursor=asked.cursor, limit=asked.limit, running=True)
     page = await call.context.servicer.running_jobs(query)
     return json_reply(page, headers=link(call, page.next))
-
-
-async def bulk_jobs(call: Call) -> Answer:
-    """One action on all jobs that a filter finds."""
-    spec = await call.json(BulkSpec, limit=1 << 20)
-    for index, text in enumerate(spec.filter.label):
-        if ":" not in text:
-            raise InvalidInput.at(f"/filter/label/{index}", "write a label as key:value")
-    return json_reply(await call.context.servicer.bulk(spec, namespace=call.one_namespace))
-
-
-async def preview_schedule(call: Call) -> Answer:
-    """The next times of a schedule."""
-    return json_reply(call.context.servicer.preview(await call.json(PreviewSpec)))
 
 
 def link(call: Call, cursor: str | None) -> Headers | None:
@@ -269,33 +243,6 @@ OPERATIONS: Final = (
         },
         problems=(409, 413, 415, 422),
         handler=create_job,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/jobs/batch",
-        id="createJobs",
-        summary="Create up to 10,000 jobs",
-        description="One result each, in order; a bad job does not stop the others.",
-        tag="jobs",
-        scope=Scope.SUBMIT,
-        namespace="one",
-        body=Takes({"application/json": BatchSpec}),
-        returns={200: Returns("One result for each job", BatchView)},
-        problems=(413, 415, 422),
-        handler=create_jobs,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/jobs/bulk",
-        id="bulkJobs",
-        summary="Pause, resume, delete or trigger all jobs that a filter finds",
-        tag="jobs",
-        scope=Scope.OPERATE,
-        namespace="one",
-        body=Takes({"application/json": BulkSpec}),
-        returns={200: Returns("What was found and done", BulkView)},
-        problems=(413, 415, 422),
-        handler=bulk_jobs,
     ),
     Operation(
         method="GET",
@@ -403,18 +350,5 @@ OPERATIONS: Final = (
         returns={200: _JOB},
         problems=(404, 409, 422),
         handler=resume_job,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/schedules/preview",
-        id="previewSchedule",
-        summary="The next times of a schedule",
-        tag="schedules",
-        scope=Scope.READ,
-        namespace="none",
-        body=Takes({"application/json": PreviewSpec}),
-        returns={200: Returns("Instants", PreviewView)},
-        problems=(413, 415, 422),
-        handler=preview_schedule,
     ),
 )
