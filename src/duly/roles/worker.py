@@ -40,7 +40,7 @@ from duly.core.messages import (
     inbox,
     logs,
 )
-from duly.core.model import Lane, WorkerId
+from duly.core.model import Failure, Lane, WorkerId
 from duly.core.model import Worker as WorkerRow
 from duly.ports import Blobs, Broker, Clock, Subscription
 from duly.roles.attempts import Attempts, Shard, runner_of
@@ -326,7 +326,12 @@ class Worker(Loop):
             self.attempts.counts["doubled"] += len(message.batch)
             return
         for kind, batch in self.attempts.take(shard, message).items():
-            runner = self._runners[kind]
+            runner = self._runners.get(kind)
+            if runner is None:
+                for held in batch:
+                    error = Failure(kind="input", message=f"this worker does not run {kind} tasks")
+                    self.attempts.failed(held, self._clock.monotonic(), error, retryable=False)
+                continue
             for held in batch:
                 held.runner = runner
             if self.state == "started":

@@ -148,7 +148,8 @@ class Runner(Protocol):
         ...
 
     def stop(self, held: Held, *, unless_started: bool = False) -> None:
-        """End an attempt: one that has not begun is withdrawn, one that has is killed (softly, then surely)."""
+        """End an attempt: one that has not begun is withdrawn, one that has is killed (softly, then surely; at once
+        if its `ending` is "quiet")."""
         ...
 
     def log_path(self, held: Held, stream: str) -> str | None:

@@ -128,6 +128,8 @@ class CommandRunner:
             held.ending = None  # it begins within 20 ms, if it has not
         elif not command.started:
             command.kill()  # it may be at its exec this very moment; its end tells whether it had begun
+        elif held.ending == "quiet":
+            command.kill()  # another worker may have it already: no grace
         else:
             self._terminate(command)
 

@@ -29,7 +29,8 @@ from duly.tasks.executor import microseconds
 from duly.tasks.outputs import Refused, keep_logs, keep_outputs, remove, remove_logs
 from duly.tasks.pool import Pool
 from duly.tasks.registry import FunctionRegistry
-from duly.tasks.seat import LoopSeat, ProcessSeat, Seat, ThreadSeat
+from duly.tasks.seat import ProcessSeat, Seat
+from duly.tasks.threads import LoopSeat, ThreadSeat
 from duly.tasks.wire import Done
 
 FunctionsIn = Literal["processes", "threads"]

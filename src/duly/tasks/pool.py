@@ -324,6 +324,9 @@ class Pool:
         if not seat.killable and not seat.wide:
             self._leave(seat, held)
             return
+        if held.ending == "quiet" and not seat.wide:
+            seat.kill()  # another worker may have it already: no grace
+            return
         seat.interrupt(held)
         asyncio.get_running_loop().call_later(self._grace, self._enforce, seat, held)
 
