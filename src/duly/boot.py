@@ -118,14 +118,15 @@ def assemble(
     clock = clock or SystemClock()
     store: Store
     if file is None:
-        directory = Path(settings.dir)
+        directory = Path(settings.dir).absolute()  # tasks run in directories of their own
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = _open_store(directory, settings.shards, clock)
         blobs = ObstoreBlobs(directory / "blobs", clock=clock)
         scratch = directory / "scratch"
         scratch.mkdir(exist_ok=True, mode=0o700)
     else:
-        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        file = file.absolute()
+        file.parent.mkdir(parents=True, exist_ok=True)
         store = SqliteStore(file, shard="s0", clock=clock)
         blobs = ObstoreBlobs(file.with_name(f"{file.name}-blobs"), clock=clock)
         scratch = Path(tempfile.gettempdir())
