@@ -95,9 +95,9 @@ class Duly(Client):
             self.start()
             self._stopping.wait()
         finally:
+            self.close()  # bounded by the grace; a second signal meanwhile changes nothing
             for number, handler in former.items():
                 signal.signal(number, handler)
-            self.close()
 
     async def _servicer(self) -> Servicer:
         assert self._embedded is not None
