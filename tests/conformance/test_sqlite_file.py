@@ -130,6 +130,15 @@ async def test_a_schema_that_is_not_this_versions_is_refused(
             opened(path)
 
 
+async def test_a_file_that_is_no_database_is_unavailable(path: Path) -> None:
+    """And stays as it is; the lock is let go."""
+    await asyncio.to_thread(path.write_bytes, b"not a database" * 100)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="cannot be opened"):
+            opened(path)
+    assert await asyncio.to_thread(path.read_bytes) == b"not a database" * 100
+
+
 async def test_a_migration_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All steps or none."""
     broken = (*migrations("sqlite"), migrations("sqlite")[0]._replace(number=2, text="create table x(y); nonsense"))

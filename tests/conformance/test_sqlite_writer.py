@@ -13,7 +13,7 @@ import pytest
 
 from duly.adapters import sqlite_writer
 from duly.adapters.sqlite_writer import Transaction, Writer
-from duly.core.errors import Conflict, Overloaded, Unavailable
+from duly.core.errors import Conflict, OutcomeUnknown, Overloaded, Unavailable
 
 TALLY = "insert into tally values (?, ?) on conflict(name) do update set n = n + excluded.n"
 
@@ -139,6 +139,19 @@ async def test_what_follows_a_commit_comes_in_order_and_before_the_answer(bench:
         await bench.writer.submit(refuse, committed=told.append)
     await bench.writer.submit(insert(2), committed=told.append)
     assert told == [1, 2]
+
+
+async def test_trouble_after_a_commit_leaves_nobody_waiting(bench: Bench) -> None:
+    """The call is written, its caller is told that it cannot know, and the writer takes nothing more."""
+
+    def trouble(_: object) -> None:
+        raise RuntimeError("oh dear")
+
+    with pytest.raises(OutcomeUnknown, match="oh dear"):
+        await bench.writer.submit(insert(1), committed=trouble)
+    with pytest.raises(Unavailable, match="oh dear"):
+        await bench.writer.submit(insert(2))
+    assert bench.rows() == [1]
 
 
 async def test_too_many_rows_waiting_is_overloaded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

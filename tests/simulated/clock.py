@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from duly.ports import Waitable
 
+MOST_TURNS = 100_000
 START = 1_800_000_000_000_000  # 2027-01-15T08:00:00Z
 
 
@@ -80,7 +81,11 @@ class ManualClock:
         await settle()
 
 
-async def settle(turns: int = 20) -> None:
-    """Let what can run without time passing, run: so many turns of the loop."""
-    for _ in range(turns):
+async def settle() -> None:
+    """Let everything run that can run without time passing (and without other threads): until the loop is idle."""
+    ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined] # asyncio has no public way to ask
+    for _ in range(MOST_TURNS):
         await checkpoint()
+        if not ready:
+            return
+    raise AssertionError("something runs without end and without waiting for time")

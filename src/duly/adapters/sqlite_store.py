@@ -59,7 +59,7 @@ T = TypeVar("T")
 class SqliteStore:
     """The Store port over one SQLite file, or over memory. `clock` gives the shard's time.
 
-    Opening raises Conflict: the file is another process's, another shard's, or of a newer schema.
+    Opening raises Conflict (the file is another process's, another shard's, or of a newer schema) or Unavailable.
     A file whose schema is older answers Unavailable until `migrate` was called.
     """
 
@@ -87,9 +87,11 @@ class SqliteStore:
             except BaseException:
                 self._db.close()
                 raise
-        except BaseException:
+        except BaseException as problem:
             if self._lock is not None:
                 self._lock.release()
+            if isinstance(problem, apsw.Error):
+                raise Unavailable(f"{self._path} cannot be opened: {problem}") from problem
             raise
 
     def _begin(self) -> None:

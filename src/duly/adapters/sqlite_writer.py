@@ -150,7 +150,10 @@ class Writer:
                     break
                 calls.append(call)
                 rows += call.rows
-            self._batch(calls)
+            try:
+                self._batch(calls)
+            except Exception as problem:  # noqa: BLE001 - with this thread gone, callers would wait for ever
+                self._give_up(calls, problem)
             with self._counting:
                 self._queued_rows -= sum(call.rows for call in calls)
             _answer(calls)
@@ -194,6 +197,12 @@ class Writer:
             return
         for call in calls:
             call.error = error
+
+    def _give_up(self, calls: list[_Call], problem: Exception) -> None:
+        """A rollback failed, or what follows a commit did: the state of this process is not to be trusted."""
+        self.refuse(Unavailable(f"the store was stopped: {problem!r}"))
+        for call in calls:
+            call.error = OutcomeUnknown(f"the store was stopped: {problem!r}")
 
 
 def _answer(calls: list[_Call]) -> None:
