@@ -16,6 +16,9 @@
     run.due        due_at           instants are µs UTC by this shard's clock, which is the machine's
     run.scheduled  scheduled_at     (job, scheduled) is unique: a run cannot exist twice
     run.dispatched dispatched_at    together with state, attempt, worker and due it overrides the document
+    run.version    job_version      compared while the run waits: one that a change has replaced is another run
+    run.manual     not of the schedule, so that a change leaves it      run.late, history.late  for the filter
+    history.started  whether its code ever began: what `last_run` is picked by      history.finished  for pruning
     *.doc          the value as JSON, defaults left out (`cast(doc as text)` shows it)
 
 WAL, synchronous=FULL: what was answered survives a power cut. Other processes are kept out by a lock on
