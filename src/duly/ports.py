@@ -31,6 +31,7 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
     state: Literal["active", "paused", "completed", "deleted"] | None = None
+    with_deleted: bool = True
     task: str | None = None
     schedule: str | None = None
     q: str | None = None

@@ -79,9 +79,7 @@ class Telemetry:
         self._lost = Counter("duly_workers_lost", "Workers whose lease ended", registry=self.registry)
         self._requests = Counter("duly_http_requests", "HTTP requests", ["operation", "status"], registry=self.registry)
         self._agenda = Gauge("duly_agenda_runs", "Runs in the scheduler's window", ["shard"], registry=self.registry)
-        self._fence = Gauge(
-            "duly_term_fence", "Fence of the term held, or 0", ["shard"], registry=self.registry
-        )
+        self._fence = Gauge("duly_term_fence", "Fence of the term held, or 0", ["shard"], registry=self.registry)
         self._ended_by_state = {state: self._ended.labels(state.word) for state in RunState if state.terminal}
 
     def runs_ended(self, runs: Iterable[Run]) -> None:

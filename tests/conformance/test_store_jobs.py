@@ -309,6 +309,7 @@ async def fleet(harness: Harness) -> None:
         ({"labels": (("team", "blue"),)}, ""),
         ({"state": "paused"}, "f"),
         ({"state": "deleted"}, "h"),
+        ({"with_deleted": False}, "abcdefg"),
         ({"state": "completed"}, "c"),
         ({"state": "active"}, "abdeg"),
         ({"state": "active", "name": "zeta"}, "ag"),

@@ -214,6 +214,8 @@ def _job_filters(query: JobQuery) -> tuple[str, Params]:
     if query.state is not None:
         filters.append("state = :state")
         params["state"] = "active" if query.state == "completed" else query.state
+    if not query.with_deleted:
+        filters.append("state <> 'deleted'")
     if query.state in ("active", "completed"):
         negation = "not " if query.state == "completed" else ""
         filters.append(f"{negation}exists(select 1 from run r where r.job = id)")

@@ -154,8 +154,8 @@ class JobDesk(RunDesk):
         return _view(await self._row(job_id, namespace))
 
     async def list_jobs(self, query: JobQuery) -> JobList:
-        """A page of jobs."""
-        page = await self._store.page_jobs(query)
+        """A page of jobs; deleted ones only when they are asked for."""
+        page = await self._store.page_jobs(replace(query, with_deleted=query.state == "deleted"))
         return JobList(
             items=[_view(row) for row in page.items],
             next=page.next,
@@ -367,9 +367,10 @@ class JobDesk(RunDesk):
             task=wanted.task,
             schedule=wanted.schedule,
             q=wanted.q,
+            with_deleted=False,
             limit=BULK_PAGE,
         )
-        if query == JobQuery(namespace=namespace, limit=BULK_PAGE):
+        if query == JobQuery(namespace=namespace, with_deleted=False, limit=BULK_PAGE):
             raise InvalidInput.at("/filter", "name at least one filter; all jobs at once is never meant")
         while True:
             page = await self._store.page_jobs(query)
