@@ -31,7 +31,7 @@ WAITED: Final = 10 * MILLISECOND  # overdue by this when it is placed: there was
 Group = tuple[Lane, tuple[tuple[str, str], ...], str]
 
 
-class Entry(msgspec.Struct, eq=False):
+class Entry(msgspec.Struct, eq=False, gc=False):
     """A waiting run in memory."""
 
     run: Run
@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, eq=False):
     cause: LateCause | None = None
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """A run for a worker, and what kept it past its time, if anything did."""
 
     run: Run

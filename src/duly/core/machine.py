@@ -68,7 +68,7 @@ class WorkerLost(msgspec.Struct, frozen=True):
 Event = Dispatch | Overlapped | CancelAsked | WorkerLost | WorkerEvent
 
 
-class Transition(msgspec.Struct, frozen=True):
+class Transition(msgspec.Struct, frozen=True, gc=False):
     """A decision: what the store compares, the run as it will be, and the runs that this opens.
 
     `columns_only`: nothing but state, attempt, worker and dispatched_at differs, so that the document need

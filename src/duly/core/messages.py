@@ -69,7 +69,7 @@ class Ended(Message, frozen=True, kw_only=True):
     opened: tuple[tuple[Run, Job], ...] = ()  # next runs and retries
 
 
-class Assignment(msgspec.Struct, frozen=True, array_like=True):
+class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One attempt with all that a worker needs to start it."""
 
     run: Run
@@ -116,7 +116,7 @@ class BeatAnswer(Message, frozen=True, kw_only=True):
     stale: tuple[tuple[RunKey, int], ...] = ()
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False):
     """The attempt's code has begun. `started_at` by the shard's clock."""
 
     attempt: int
@@ -126,7 +126,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     isolation: str = ""
 
 
-class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False):
     """The attempt ended well. `result` is JSON."""
 
     attempt: int
@@ -141,7 +141,7 @@ class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaul
     isolation: str = ""
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False):
     """The attempt ended badly. Not `retryable`: trying again cannot help (bad input, a refusal by the task).
 
     `crashed`: it took its process down (a child that died), which counts towards quarantine.
@@ -161,7 +161,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=
     isolation: str = ""
 
 
-class Released(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Released(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False):
     """The worker hands the attempt back; no attempt is consumed. `started`: its code had begun (drain)."""
 
     attempt: int
@@ -170,7 +170,7 @@ class Released(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
     started: bool = False
 
 
-class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False):
     """A cancel was carried out: the attempt did not start, or was killed."""
 
     attempt: int

@@ -75,7 +75,7 @@ MAX_RESULT_BYTES: Final = 256 * 1024  # of a function's return value as JSON; mo
 MAX_LOG_BYTES: Final = 10 * 1024 * 1024  # of each stream that is kept
 
 
-class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=False):
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=False, gc=False):
     """A stored value: unknown fields of a newer version are ignored, defaults are not written."""
 
 
