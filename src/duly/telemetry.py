@@ -7,11 +7,16 @@ Lateness is counted for first attempts, in buckets from 1 ms to 60 s, and kept i
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
+from math import log
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from duly.core.model import Run, RunState
 
@@ -35,13 +40,15 @@ class LatenessSketch:
         self.late = 0
         self.largest = 0
 
-    def add(self, lateness: int, *, late: bool) -> None:
-        """Count one lateness in µs."""
-        index = 0 if lateness < 1 else min(self._BUCKETS - 1, int(math.log(lateness) / self._GROWTH) + 1)
-        self._counts[index] += 1
-        self.count += 1
-        self.late += late
-        self.largest = max(self.largest, lateness)
+    def add(self, latenesses: Iterable[int]) -> None:
+        """Count latenesses in µs."""
+        counts, growth, last = self._counts, self._GROWTH, self._BUCKETS - 1
+        for lateness in latenesses:
+            index = 0 if lateness < 1 else min(last, int(log(lateness) / growth) + 1)
+            counts[index] += 1
+            self.count += 1
+            if lateness > self.largest:
+                self.largest = lateness
 
     def quantile(self, share: float) -> int | None:
         """The lateness in µs below which `share` of the runs started; None before the first."""
@@ -56,18 +63,37 @@ class LatenessSketch:
         return self.largest
 
 
+class _LatenessHistogram(Collector):
+    """The Prometheus histogram of lateness, fed by whole batches: one observation costs a bisection."""
+
+    def __init__(self) -> None:
+        self._bounds = [round(bound * 1e6) for bound in LATENESS_BUCKETS]
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0
+
+    def add(self, latenesses: Iterable[int]) -> None:
+        """Count latenesses in µs."""
+        bounds, counts = self._bounds, self._counts
+        for lateness in latenesses:
+            counts[bisect_left(bounds, lateness)] += 1
+            self._sum += lateness
+
+    def collect(self) -> Iterable[Metric]:
+        """The buckets, cumulated, with their bounds in seconds."""
+        names = [*map(str, LATENESS_BUCKETS), "+Inf"]
+        family = HistogramMetricFamily("duly_lateness_seconds", "First instruction minus due time, first attempts")
+        family.add_metric([], list(zip(names, accumulate(self._counts), strict=True)), self._sum / 1e6)
+        yield family
+
+
 class Telemetry:
     """What one process counts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.sketch = LatenessSketch()
-        self._lateness = Histogram(
-            "duly_lateness_seconds",
-            "First instruction minus due time, first attempts",
-            buckets=LATENESS_BUCKETS,
-            registry=self.registry,
-        )
+        self._lateness = _LatenessHistogram()
+        self.registry.register(self._lateness)
         self._late = Counter("duly_runs_late", "Runs past their max_lateness", ["cause"], registry=self.registry)
         self._ended = Counter("duly_runs_ended", "Runs by how they ended", ["state"], registry=self.registry)
         self._retried = Counter("duly_attempts_retried", "Attempts followed by another", registry=self.registry)
@@ -92,13 +118,15 @@ class Telemetry:
 
     def runs_started(self, runs: Iterable[Run]) -> None:
         """Runs whose first attempt was seen to start for the first time."""
+        latenesses: list[int] = []
         for run in runs:
-            if run.lateness is None:
-                continue
-            self._lateness.observe(max(0, run.lateness) / 1e6)
-            self.sketch.add(run.lateness, late=run.late)
-            if run.late:
-                self._late.labels(run.late_cause or "unknown").inc()
+            if run.lateness is not None:
+                latenesses.append(run.lateness)
+                if run.late:
+                    self.sketch.late += 1
+                    self._late.labels(run.late_cause or "unknown").inc()
+        self.sketch.add(latenesses)
+        self._lateness.add(latenesses)
 
     def attempt_retried(self, count: int = 1) -> None:
         """Attempts after which the run waits again."""

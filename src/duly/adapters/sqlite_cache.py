@@ -15,7 +15,7 @@ from duly.core.machine import Transition
 from duly.core.model import Job, JobId, Run, RunKey, RunState
 
 MAX_RUNS: Final = 16_384
-MAX_JOBS: Final = 16_384
+MAX_JOBS: Final = 32_768  # half of it outlasts what an agenda holds and what is out together
 
 _WAITING: Final = RunState.WAITING.value
 _SUCCEEDED: Final = RunState.SUCCEEDED.value

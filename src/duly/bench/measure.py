@@ -95,7 +95,7 @@ async def ended(node: Node, count: int, before: int) -> None:
     while await ended_so_far(node) - before < count:
         if node.clock.monotonic() > deadline:
             raise RuntimeError(f"only {await ended_so_far(node) - before} of {count} runs ended")
-        await node.clock.sleep(5 * MILLISECOND)
+        await node.clock.sleep(20 * MILLISECOND)  # asking costs, too
 
 
 async def ended_so_far(node: Node) -> int:

@@ -21,9 +21,10 @@ import msgspec
 
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import FunctionTask, Job, JobId, Lane, LateCause, Run, RunKey, Worker, WorkerId, lane
+from duly.core.steps import ClockSteps
 
 AGEING: Final = 30 * SECOND
-BOUND: Final = 20_000  # runs in memory; the rest waits in the store for the next refill
+BOUND: Final = 10_000  # runs in memory; the rest waits in the store for the next refill
 TOLD_LATE: Final = 100 * MILLISECOND  # overdue by this when the agenda first hears of it: caught up
 OVERLAP_GRACE: Final = 50 * MILLISECOND  # the end of the previous run may still be on its way to the store
 WAITED: Final = 10 * MILLISECOND  # overdue by this when it is placed: there was no capacity
@@ -63,14 +64,7 @@ class Seat(msgspec.Struct, eq=False):
         return self.capacity.get(wanted, 0) - self.out.get(wanted, 0)
 
 
-class _Ready:
-    """The ready runs of one group: a heap by deadline for each priority."""
-
-    __slots__ = ("heaps", "size")
-
-    def __init__(self) -> None:
-        self.heaps: dict[int, list[tuple[int, int, Entry]]] = {}
-        self.size = 0
+_Ready = dict[int, list[tuple[int, int, Entry]]]  # of one group: a heap by deadline for each priority
 
 
 class Agenda:
@@ -84,9 +78,11 @@ class Agenda:
         self._held: dict[JobId, dict[RunKey, Entry]] = {}
         self._held_due: list[tuple[int, int, Entry]] = []
         self._count = 0  # breaks ties in heaps by order of arrival
+        self._horizon = 0  # what is due by then is ready
         self._out: dict[RunKey, tuple[int, WorkerId, Lane]] = {}
         self._out_of_job: dict[JobId, set[RunKey]] = {}
         self.seats: dict[WorkerId, Seat] = {}
+        self.steps = ClockSteps()  # of the shard's clock; whoever reads it tells
 
     def __len__(self) -> int:
         return len(self._known)
@@ -112,11 +108,14 @@ class Agenda:
                 continue
             cause: LateCause | None = None
             if run.due_at < now - TOLD_LATE and not run.manual and run.attempt == 0:
-                cause = "catch_up"
+                cause = "clock" if self.steps.jumped_over(run.due_at) else "catch_up"
             entry = Entry(run, job, _group(job), run.due_at + job.max_lateness, cause)
             self._known[key] = entry
-            self._count += 1
-            heapq.heappush(self._future, (run.due_at, self._count, entry))
+            if run.due_at <= self._horizon:
+                self._make_ready(entry)
+            else:
+                self._count += 1
+                heapq.heappush(self._future, (run.due_at, self._count, entry))
             taken += 1
         return taken
 
@@ -180,21 +179,67 @@ class Agenda:
             best = self._most_urgent(seats, now)
             if best is None:
                 break
-            group, ready, priority = best
-            entry = self._pop(group, ready, priority)
+            group, ready, priority, several = best
+            # A group and priority without a rival goes on until its seats or its runs are used up.
+            most = 1 if several else limit - len(placements)
+            self._place(group, ready, priority, seats[group], now, most, placements)
+        return placements
+
+    def _place(
+        self, group: Group, ready: _Ready, priority: int, seats: list[Seat], now: int, most: int, into: list[Placement]
+    ) -> None:
+        """Place up to `most` runs of one group and priority, most urgent first."""
+        heap = ready[priority]
+        wanted, known, out_of_job = group[0], self._known, self._out_of_job
+        placed = 0
+        while heap and placed < most:
+            entry = heap[0][2]
             run, job = entry.run, entry.job
-            if job.overlap != "allow" and job.id in self._out_of_job:
+            key = (run.job_id, run.scheduled_at)
+            if known.get(key) is not entry:
+                heapq.heappop(heap)
+                continue
+            seat = seats[0] if len(seats) == 1 else max(seats, key=lambda each: each.room(wanted))
+            if seat.room(wanted) <= 0:
+                break
+            heapq.heappop(heap)
+            if job.overlap != "allow" and run.job_id in out_of_job:
                 self._hold(entry)
                 continue
-            seat = max(seats[group], key=lambda each: each.room(group[0]))
-            cause = entry.cause or ("no_capacity" if now > run.due_at + WAITED and not run.held_by else None)
-            del self._known[run.job_id, run.scheduled_at]
-            self._take_out(run.key, run.attempt + 1, seat.worker.id, group[0])
-            placements.append(Placement(run, job, seat.worker.id, group[0], cause))
-        return placements
+            cause = entry.cause
+            if cause is None and now > run.due_at + WAITED:
+                cause = self._kept_by(run)
+            del known[key]
+            self._out[key] = (run.attempt + 1, seat.worker.id, wanted)
+            out_of_job.setdefault(run.job_id, set()).add(key)
+            seat.out[wanted] = seat.out.get(wanted, 0) + 1
+            into.append(Placement(run, job, seat.worker.id, wanted, cause))
+            placed += 1
+        if not heap:
+            del ready[priority]
+            if not ready:
+                del self._ready[group]
+
+    def _kept_by(self, run: Run) -> LateCause | None:
+        """What has made a run late that was here in time."""
+        if self.steps.jumped_over(run.due_at):
+            return "clock"
+        return None if run.held_by else "no_capacity"
+
+    def replan(self) -> None:
+        """The clock went back: what was within the lead may be far off again."""
+        self._ready.clear()
+        self._horizon = 0
+        self._future = []
+        for key, entry in self._known.items():
+            if key not in self._held.get(key[0], ()):
+                self._count += 1
+                self._future.append((entry.run.due_at, self._count, entry))
+        heapq.heapify(self._future)
 
     def _advance(self, horizon: int) -> None:
         """Move what has come within the lead from future to ready."""
+        self._horizon = horizon
         future = self._future
         while future and future[0][0] <= horizon:
             entry = heapq.heappop(future)[2]
@@ -202,48 +247,37 @@ class Agenda:
                 self._make_ready(entry)
 
     def _make_ready(self, entry: Entry) -> None:
-        ready = self._ready.get(entry.group)
-        if ready is None:
-            ready = self._ready[entry.group] = _Ready()
+        heaps = self._ready.get(entry.group)
+        if heaps is None:
+            heaps = self._ready[entry.group] = {}
         self._count += 1
-        heap = ready.heaps.setdefault(entry.run.priority, [])
-        heapq.heappush(heap, (entry.deadline, self._count, entry))
-        ready.size += 1
+        heapq.heappush(heaps.setdefault(entry.run.priority, []), (entry.deadline, self._count, entry))
 
-    def _most_urgent(self, seats: dict[Group, list[Seat]], now: int) -> tuple[Group, _Ready, int] | None:
-        """The group and priority whose head goes first, of those that a worker has room for."""
+    def _most_urgent(self, seats: dict[Group, list[Seat]], now: int) -> tuple[Group, _Ready, int, bool] | None:
+        """The group and priority whose head goes first, of those that a worker has room for; True: it has rivals."""
         best: tuple[Group, _Ready, int] | None = None
         best_rank: tuple[int, int] = (0, 0)
+        rivals = 0
         for group in list(self._ready):
             ready = self._ready[group]
             if not any(seat.room(group[0]) > 0 for seat in seats[group]):
                 continue
-            for priority in list(ready.heaps):
-                heap = ready.heaps[priority]
+            for priority in list(ready):
+                heap = ready[priority]
                 while heap and not self._is_current(heap[0][2]):
                     heapq.heappop(heap)
-                    ready.size -= 1
                 if not heap:
-                    del ready.heaps[priority]
+                    del ready[priority]
                     continue
                 head = heap[0][2]
                 aged = priority + max(0, now - head.run.due_at) // AGEING
                 rank = (-aged, head.deadline)
+                rivals += 1
                 if best is None or rank < best_rank:
                     best, best_rank = (group, ready, priority), rank
-            if not ready.heaps:
+            if not ready:
                 del self._ready[group]
-        return best
-
-    def _pop(self, group: Group, ready: _Ready, priority: int) -> Entry:
-        heap = ready.heaps[priority]
-        entry = heapq.heappop(heap)[2]
-        ready.size -= 1
-        if not heap:
-            del ready.heaps[priority]
-            if not ready.heaps:
-                del self._ready[group]
-        return entry
+        return None if best is None else (*best, rivals > 1)
 
     def _seats_for(self, group: Group) -> list[Seat]:
         """Workers that may take a group: ready, with its labels, and with its function where any has it."""
@@ -261,7 +295,7 @@ class Agenda:
     # -- overlap --------------------------------------------------------------------------------------------
 
     def _hold(self, entry: Entry) -> None:
-        entry.cause = "overlap"
+        entry.cause = "clock" if self.steps.jumped_over(entry.run.due_at) else "overlap"
         self._held.setdefault(entry.run.job_id, {})[entry.run.key] = entry
         self._count += 1
         decide_at = entry.run.due_at + min(entry.job.max_lateness, OVERLAP_GRACE)

@@ -105,6 +105,8 @@ def run_after_unrun(job: Job, run: Run, after: int) -> Run | None:
 
 def delayed_run(job: Job, run: Run, finished_at: int) -> Run | None:
     """The next occurrence of a fixed-delay job, counted from the end of the last."""
+    if not job.schedule.lstrip().lower().startswith("after"):
+        return None  # most ends: the schedule need not even be looked up
     if run.manual or job.state != "active" or (job.max_runs is not None and run.ordinal >= job.max_runs):
         return None
     schedule = schedule_of(job)
