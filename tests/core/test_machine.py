@@ -431,6 +431,16 @@ def test_run_all_drops_what_is_older_than_the_window() -> None:
     assert waiting.scheduled_at == NOW + 2 * HOUR
 
 
+def test_a_misfire_of_a_paused_job_opens_nothing() -> None:
+    """Dispatched in the moment of the pause: what was missed is on record, and nothing waits."""
+    for misfire in ("run_latest", "run_all"):
+        paused = job(state="paused", misfire=misfire, catchup_window=10 * MINUTE)
+        outcome = step(run(), paused, Dispatch(W1), NOW + HOUR)
+        assert isinstance(outcome, Transition)
+        assert outcome.run.state == RunState.MISSED
+        assert not [opened for opened in outcome.opened if opened.state == RunState.WAITING]
+
+
 def test_misfire_skip_misses_all_that_is_due() -> None:
     """Nothing runs late; the next future occurrence waits."""
     now = NOW + 10 * MINUTE + SECOND

@@ -189,7 +189,7 @@ def _dispatch(run: Run, job: Job, event: Dispatch, now: int) -> Transition | Ref
 def _missed(run: Run, job: Job, chosen: Run | None, records: tuple[Run, ...], now: int) -> Transition:
     """The waiting run ends as missed, with the records of the others, and the chosen or next one is opened."""
     opened = records[1:]
-    waiting = chosen or policy.run_after_unrun(job, run, now)
+    waiting = (chosen if job.state == "active" else None) or policy.run_after_unrun(job, run, now)
     if waiting is not None:
         opened += (waiting,)
     return Transition(run.state, run.attempt, run.worker, records[0], opened)
