@@ -41,7 +41,7 @@ from typing import Any, Final, TypeVar
 import apsw
 from msgspec.structs import replace
 
-from duly.adapters import sqlite_changes, sqlite_pages, sqlite_prune
+from duly.adapters import sqlite_changes, sqlite_leases, sqlite_pages, sqlite_prune
 from duly.adapters.sql import statements
 from duly.adapters.sqlite_cache import Cache
 from duly.adapters.sqlite_file import MEMORY, FileLock, migrate, missing_steps, open_reader, open_writer
@@ -72,7 +72,8 @@ class SqliteStore:
         self._clock = clock
         self._path = os.fspath(path)
         self._inline = self._path == MEMORY
-        self._last_now = 0
+        self._offset = clock.wall() - clock.monotonic()  # that the leases in the file go by
+        self._moving: asyncio.Task[None] | None = None
         self._cache = Cache()
         self._handed_orphans: set[str] = set()
         self._prune_position = ""
@@ -99,6 +100,7 @@ class SqliteStore:
 
     def _begin(self) -> None:
         """Open what serves the verbs, once the schema is right."""
+        sqlite_leases.bring_back(self._db, self._now())
         if not self._inline:
             self._point = open_reader(self._path)
             for _ in range(READERS):
@@ -115,9 +117,25 @@ class SqliteStore:
             raise NotFound(f"there is no shard {shard} here, only {self._shard}")
 
     def _now(self) -> int:
-        """The machine's clock, never backwards within a process."""
-        self._last_now = max(self._last_now, self._clock.wall())
-        return self._last_now
+        """The machine's clock: where that is set, this steps too."""
+        return self._clock.wall()
+
+    async def _leased_now(self) -> int:
+        """The shard's clock, once every lease in the file goes by it. Leases are judged and written by this only."""
+        while True:
+            step = self._clock.wall() - self._clock.monotonic() - self._offset
+            if abs(step) < sqlite_leases.STEP:
+                return self._now()
+            if self._moving is None:
+                self._moving = asyncio.get_running_loop().create_task(self._move_leases(step))
+            await asyncio.shield(self._moving)
+
+    async def _move_leases(self, step: int) -> None:
+        try:
+            await self._write(lambda tx: sqlite_leases.move(tx.db, step))
+            self._offset += step
+        finally:
+            self._moving = None
 
     async def _write(
         self, work: Callable[[Transaction], T], *, rows: int = 1, committed: Callable[[T], None] | None = None
@@ -255,7 +273,7 @@ class SqliteStore:
 
     async def beat(self, shard: str, worker: Worker, ttl: int) -> Worker:
         self._here(shard)
-        now = self._now()
+        now = await self._leased_now()
 
         def work(tx: Transaction) -> Worker:
             for (doc,) in tx.db.execute(SQL["worker"], (worker.id,)):
@@ -270,10 +288,11 @@ class SqliteStore:
 
     async def expired(self, shard: str, limit: int) -> list[tuple[Run, Job, Worker | None]]:
         self._here(shard)
-        now = self._now()
         # Nearly always there is none: that is found out without the writer.
-        if not await self._read(lambda db: any(True for _ in db.execute(SQL["expired"], (now, 1)))):
+        seen = await self._leased_now()
+        if not await self._read(lambda db: any(True for _ in db.execute(SQL["expired"], (seen, 1)))):
             return []
+        now = await self._leased_now()
 
         def work(tx: Transaction) -> list[tuple[Run, Job, Worker | None]]:
             lost: dict[str, Worker] = {}
@@ -291,7 +310,7 @@ class SqliteStore:
 
     async def hold(self, shard: str, owner: str, ttl: int, *, release: bool = False) -> Term:
         self._here(shard)
-        now = self._now()
+        now = await self._leased_now()
 
         def work(tx: Transaction) -> Term:
             stored = next(iter(tx.db.execute(SQL["term"])), None)

@@ -239,7 +239,7 @@ def _started(run: Run, job: Job, started_at: int | None, cause: LateCause | None
 
 def _end(run: Run, job: Job, ended: Run, now: int) -> Transition:
     """A terminal transition; a fixed-delay job opens its next run with it."""
-    following = policy.delayed_run(job, run, ended.finished_at or now)
+    following = policy.delayed_run(job, run, min(ended.finished_at or now, now))  # the clock may have been set back
     return _changed(run, ended, () if following is None else (following,))
 
 
@@ -279,7 +279,7 @@ def _failed(run: Run, job: Job, event: Failed, now: int, dice: float) -> Transit
     if not again:
         return _end(run, job, replace(tried, state=RunState.FAILED), now)
     wait = policy.backoff(job.retry, tried.failures + tried.crashes, dice)
-    return _try_again(run, tried, "failed", max(now, event.finished_at) + wait)
+    return _try_again(run, tried, "failed", now + wait)
 
 
 def _try_again(run: Run, tried: Run, word: str, due_at: int) -> Transition:
@@ -399,7 +399,10 @@ def _quarantined(run: Run) -> Run:
 
 def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
     """The worker vanished. What certainly never began costs nothing; the rest is a crash, or lost at most once."""
-    never_began = run.state == RunState.DISPATCHED and (not event.delivered or event.lease_until <= run.due_at)
+    clear = run.dispatched_at is None or run.dispatched_at <= now  # else the clock was set back: nothing compares
+    never_began = run.state == RunState.DISPATCHED and (
+        not event.delivered or (clear and event.lease_until <= run.due_at)
+    )
     if run.cancel or job.state == "deleted":
         why = run.cancel or "job deleted"
         return _end(run, job, replace(run, state=RunState.CANCELLED, reason=why, finished_at=now), now)

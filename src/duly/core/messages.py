@@ -77,12 +77,16 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Assign(Message, frozen=True, kw_only=True):
-    """Attempts for a worker, ahead of their time. `number` counts a scheduler's Assigns to this worker."""
+    """Attempts for a worker, ahead of their time. `number` counts a scheduler's Assigns to this worker.
+
+    `now` is the shard's clock when they were decided: a worker that thinks it earlier learns that the clock was set.
+    """
 
     shard: str
     fence: int
     number: int
     batch: tuple[Assignment, ...]
+    now: int | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -108,6 +108,8 @@ class Attempts:
         """The new attempts of a message, by kind of task; those that are held already or older are left out."""
         clock = self._clock
         arrived = clock.monotonic()
+        if message.now is not None:
+            shard.offset.hear(arrived, message.now)
         offset = shard.offset.value
         if offset is None:  # not answered yet: this machine's clock is the best guess
             offset = clock.wall() - arrived

@@ -13,6 +13,8 @@ from typing import Final
 
 SAMPLES: Final = 16
 DRIFT: Final = 20e-6  # µs per µs: disciplined clocks keep well within
+STEP: Final = 100_000  # µs that the shard's clock must be ahead of the estimate to have been set forward
+SLOW: Final = 1_000_000  # µs that a message would have taken, from which on it is likelier that it was set back
 EARLY_GUARD: Final = 200  # µs by which the estimate may lean to the late side of the middle
 
 
@@ -36,6 +38,20 @@ class Offset:
         self.width = high - low
         # The low end can never start a run early; the middle is likeliest. Lean to the low end, a little.
         self.value = max(low, (low + high) // 2 - EARLY_GUARD)
+
+    def hear(self, received: int, now: int) -> None:
+        """A message that left the shard at `now` has arrived: the offset is now − received or more.
+
+        If that is well above the estimate, the clock was set forward. If it is far below, it was set back, or the
+        message was slow: either way nothing starts early by the low end, which stands until the next beat.
+        """
+        if self.value is None:
+            return
+        low = now - received
+        if low > self.value + self.width + STEP or low < self.value - SLOW:
+            self._samples.clear()
+            self.value = low
+            self.width = SLOW
 
     def _shared(self, at: int) -> tuple[int, int]:
         lows, highs = [], []

@@ -100,6 +100,7 @@ class Scheduler(Loop):
         self._next_renewal = 0
         self._next_refill = 0
         self._next_recovery = 0
+        self._unclear_until = 0  # monotonic: the clock went back lately, so that leases and due times do not compare
         self._cursor: tuple[int, str, int] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
@@ -207,7 +208,7 @@ class Scheduler(Loop):
     async def _turn(self) -> None:
         """One round: refill, recover, decide overlaps, dispatch; then wait for the next thing to do."""
         self._wake.clear()
-        now = await self._store.now(self.shard)
+        now = await self._now()
         monotonic = self._clock.monotonic()
         if monotonic >= self._next_refill or (len(self._agenda) < PAGE // 4 and self._cursor is not None):
             await self._refill(now, monotonic)
@@ -224,6 +225,20 @@ class Scheduler(Loop):
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
             return
         await self._clock.wait(self._wake, self._pause(now, monotonic))
+
+    async def _now(self) -> int:
+        """The shard's clock; notices when it was set."""
+        before = self._clock.monotonic()
+        now = await self._store.now(self.shard)
+        after = self._clock.monotonic()
+        step = self._agenda.steps.see(before, now, after)
+        if step:
+            log.warning("shard %s: its clock was set by %+.3f s", self.shard, step / SECOND)
+            self._next_refill = after
+        if step < 0:
+            self._unclear_until = after + 2 * self._settings.worker_ttl
+            self._agenda.replan()
+        return now
 
     def _pause(self, now: int, monotonic: int) -> int:
         """µs until there is something to do without being woken."""
@@ -294,7 +309,7 @@ class Scheduler(Loop):
                 self._telemetry.runs_ended([run])
         self._agenda.add([pair for pair in opened if self._is_near(pair[0], now)], now)
         for worker, batch in batches.items():
-            await self._assign(worker, batch)
+            await self._assign(worker, batch, now)
         self._telemetry.runs_dispatched(sent)
 
     def _is_near(self, run: Run, now: int) -> bool:
@@ -311,14 +326,14 @@ class Scheduler(Loop):
             self._step_down("fenced")
             raise
 
-    async def _assign(self, worker: WorkerId, batch: list[Assignment]) -> None:
+    async def _assign(self, worker: WorkerId, batch: list[Assignment], now: int) -> None:
         if self.term is None:
             return
         number = self._numbers.get(worker, 0) + 1
         self._numbers[worker] = number
         attempts = tuple((assignment.run.key, assignment.run.attempt) for assignment in batch)
         self._unconfirmed.setdefault(worker, []).append(_Sent(number, self._clock.monotonic(), attempts))
-        message = Assign(shard=self.shard, fence=self.term.fence, number=number, batch=tuple(batch))
+        message = Assign(shard=self.shard, fence=self.term.fence, number=number, batch=tuple(batch), now=now)
         await self._broker.publish(inbox(worker), message)
 
     # -- overlap and recovery -------------------------------------------------------------------------------
@@ -357,6 +372,8 @@ class Scheduler(Loop):
             pairs: list[tuple[Run, Job]] = []
             for run, job, worker in page:
                 lease_until = now if worker is None else worker.lease_until
+                if self._clock.monotonic() < self._unclear_until:
+                    lease_until = max(lease_until, run.due_at + 1)  # it may have begun, by the clock as it was
                 event = WorkerLost(attempt=run.attempt, worker=run.worker, lease_until=lease_until)
                 outcome = step(run, job, event, now, self._dice())
                 if isinstance(outcome, Transition):
@@ -414,7 +431,7 @@ class Scheduler(Loop):
         """New or changed runs, or ended attempts. Told to a standby, it only shortens nothing."""
         if self.term is None:
             return
-        now = await self._store.now(self.shard)
+        now = await self._now()
         match message:
             case Hint(shard=self.shard):
                 for job_id in message.changed:
@@ -433,16 +450,20 @@ class Scheduler(Loop):
         """A worker lives: its lease is written, its seat is corrected, and it is told what it must drop."""
         if not isinstance(message, Beat) or not self.leading:
             return None
+        asked = self._clock.monotonic()
         written = await self._store.beat(self.shard, message.worker, self._settings.worker_ttl)
         now = await self._store.now(self.shard)
-        if written.state == "lost" or written.lease_until <= now:
+        if written.state == "lost" or self._clock.monotonic() - asked >= self._settings.worker_ttl:
             self._agenda.unseat(written.id)
-            return BeatAnswer(shard=self.shard, now=now, lease_until=written.lease_until, stale=message.held)
+            return BeatAnswer(shard=self.shard, now=now, lease_until=min(written.lease_until, now), stale=message.held)
         self._agenda.seat(written, message.capacity)
         await self._redeliver(written.id, message.seen.get(self.shard, 0), now)
         stale = await self._stale(written.id, message.held)
         self._wake.set()
-        return BeatAnswer(shard=self.shard, now=now, lease_until=written.lease_until, stale=stale)
+        # The worker counts the lease from the moment it asked, so it is told how long that is: the clock may have
+        # been set between the two readings.
+        lease_until = now + written.lease_until - written.beat_at
+        return BeatAnswer(shard=self.shard, now=now, lease_until=lease_until, stale=stale)
 
     async def _stale(self, worker: WorkerId, held: tuple[tuple[RunKey, int], ...]) -> tuple[tuple[RunKey, int], ...]:
         """Of the attempts that a worker holds, those that the store has ended or given to another."""

@@ -151,6 +151,9 @@ select owner, fence, expires_at from term
 insert into term values (1, ?, ?, ?)
 on conflict(id) do update set owner = excluded.owner, fence = excluded.fence, expires_at = excluded.expires_at
 
+-- name: move_term
+update term set expires_at = expires_at + ? where id = 1
+
 -- name: add_to_tally
 insert into tally values (?, ?) on conflict(name) do update set n = n + excluded.n
 
