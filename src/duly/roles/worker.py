@@ -259,7 +259,8 @@ class Worker(Loop):
         beat = Beat(worker=row, capacity=capacity, held=held, seen={shard.name: shard.seen})
         sent = self._clock.monotonic()
         try:
-            answer = await self._broker.request(beats(shard.name), beat, timeout=settings.beat_every)
+            patience = PATIENCE if shard.trusted_until is None else settings.beat_every
+            answer = await self._broker.request(beats(shard.name), beat, timeout=patience)
         except DulyError as error:
             log.debug("shard %s did not answer a beat: %s", shard.name, error)
             return False
