@@ -1,0 +1,410 @@
+"""The referee: sees every effect on the store and every task that really runs, remembers, and judges.
+
+It never asks the store for what it can remember itself, so a store that breaks its word is caught too. Invariants
+are numbered as in the design notes; those above 30 were added because a mutant survived without them.
+
+     1 at most one firing of (job, instant)       2 fences never fall, one holder each
+     3 scheduler writes only by the holder        4 nothing is handed out or started before its time
+     5 one terminal transition, final             6 a completion is that of the current attempt, by its worker
+     7 every owed instant has a row               8 once healed, everything ends and schedules go on
+     9 attempts rise by one and are bounded      11 an at-most-once run is started once, ever
+    12 overlap holds, in the store's view        15 nothing succeeds after an acknowledged cancel
+    16 what is quarantined or final is not handed out again     18 what was acknowledged is there
+    21 no term and no worker's lease is taken while one that was granted runs
+    31 an attempt is started once               32 a misfire becomes what its policy says
+    33 paused and deleted jobs start nothing     34 a compare-and-set compares
+    35 a worker stops before its lease ends      36 no process dies of its own code
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from duly.core.machine import Transition
+from duly.core.model import QUARANTINE_AFTER, Job, JobId, Run, RunKey, RunState, Term, Worker
+
+SECOND: Final = 1_000_000
+LEAD: Final = 500_000
+STEPPED: Final = 10 * SECOND  # so long after a step of the store's clock, offsets may be wrong
+TIGHT: Final = 2_000  # µs by which a start may seem early: clocks are compared over a network
+
+_UNITS: Final = {"s": SECOND, "m": 60 * SECOND}
+
+
+class Violation(Exception):
+    """An invariant was broken."""
+
+    def __init__(self, number: int, name: str, text: str) -> None:
+        super().__init__(f"invariant {number}, {name}: {text}")
+        self.number = number
+        self.name = name
+
+
+class Known(msgspec.Struct):
+    """A run as the referee remembers it."""
+
+    run: Run
+    releases: int = 0
+    cancelled: bool = False  # a cancel was acknowledged
+
+
+class Grid(msgspec.Struct):
+    """Since when a job has had this definition: the instants after `since` are owed."""
+
+    job: Job
+    since: int
+
+
+class Referee:
+    """Judges each effect by what it saw before. `note` is called with everything that counts, in order."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.jobs: dict[JobId, Job] = {}
+        self.acknowledged: set[JobId] = set()
+        self.runs: dict[RunKey, Known] = {}
+        self.hot: dict[RunKey, Known] = {}
+        self.now = 0
+        self.true = 0
+        self.log: list[tuple[object, ...]] | None = None  # what goes into the trace, if it is to be read
+        self._trace = hashlib.blake2b(digest_size=12)
+        self._fired: set[RunKey] = set()
+        self._began: dict[RunKey, dict[int, str]] = {}
+        self._done: dict[tuple[RunKey, int, str], bytes] = {}
+        self._grids: dict[JobId, Grid] = {}
+        self._spans: list[tuple[JobId, int, int]] = []  # summary records: job, from, until
+        self._term: Term | None = None
+        self._holders: dict[int, str] = {}
+        self._leases: dict[str, int] = {}
+        self._stepped_at = -STEPPED
+        self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
+        self._froze: dict[Any, int] = {}
+
+    # -- telling --------------------------------------------------------------------------------------------
+
+    def note(self, *event: object) -> None:
+        """Into the trace."""
+        self._trace.update(repr(event).encode())
+        if self.log is not None:
+            self.log.append((self.true, *event))
+
+    @property
+    def trace(self) -> str:
+        """What happened, as a hash."""
+        return self._trace.hexdigest()
+
+    def require(self, holds: bool, number: int, name: str, text: object) -> None:
+        """Raises Violation."""
+        if not holds:
+            raise Violation(number, name, str(text))
+
+    def died(self, life: Any) -> None:
+        """A process was killed, and with it what ran in it."""
+        for mark in [mark for mark, where in self.going.items() if where is life]:
+            del self.going[mark]
+
+    def froze(self, life: Any, monotonic: int) -> None:
+        """A process was frozen, or goes on."""
+        self._froze[life] = monotonic
+
+    def clock_stepped(self, monotonic: int) -> None:
+        """The store's clock was set; `monotonic` is true time."""
+        self._stepped_at = monotonic
+
+    @property
+    def _unclear(self) -> bool:
+        """The store's clock was set lately, so that decisions may come from before."""
+        return self.true - self._stepped_at < STEPPED
+
+    # -- effects on the store -------------------------------------------------------------------------------
+
+    def saw(
+        self, who: str, verb: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, wall: int, true: int
+    ) -> None:
+        """A verb was carried out for a process; `wall` is the store's clock, `true` one that is never set."""
+        self.now, self.true = wall, true
+        match verb:
+            case "apply":
+                self._applied(who, args[0], kwargs.get("fence"), set(result))
+            case "create":
+                for (job, runs), existing in zip(args[0], result, strict=True):
+                    if existing is None:
+                        self._created(job, runs)
+            case "change":
+                if isinstance(result, Job):
+                    self._changed(result, args[2], keep_waiting=kwargs.get("keep_waiting", False))
+            case "hold":
+                self._held(args[1], args[2], result, release=kwargs.get("release", False))
+            case "beat":
+                self._beaten(args[1], args[2], result)
+            case "expired":
+                self._expired(result)
+
+    def _created(self, job: Job, runs: Sequence[Run]) -> None:
+        self.note("created", job.id, job.schedule, self.now)
+        self.counts["jobs"] += 1
+        self.jobs[job.id] = job
+        self._grids[job.id] = Grid(job, self.now)
+        self._open(runs)
+
+    def _changed(self, job: Job, opened: Sequence[Run], *, keep_waiting: bool) -> None:
+        self.note("changed", job.id, job.version, job.state, [run.scheduled_at for run in opened], self.now)
+        self.counts["changes"] += 1
+        if job.state == "deleted" or not keep_waiting:
+            waiting = [
+                key
+                for key, known in self.hot.items()
+                if key[0] == job.id
+                and known.run.state == RunState.WAITING
+                and (job.state == "deleted" or not (known.run.attempt or known.run.manual))
+            ]
+            unstarted = [key[1] for key in waiting if not self.runs[key].run.attempt and not self.runs[key].run.manual]
+            self._settle_grid(job.id, min([self.now, *unstarted]))
+            for key in waiting:
+                del self.runs[key], self.hot[key]
+            self._grids[job.id] = Grid(job, self.now)
+        self.jobs[job.id] = job
+        self._open(opened)
+
+    def _open(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            if run.key in self.runs:
+                continue  # it stays as it is
+            known = self.runs[run.key] = Known(run)
+            if run.state.terminal:
+                self.counts[run.state.word] += 1
+                if run.covers_until is not None:
+                    self._spans.append((run.job_id, run.scheduled_at, run.covers_until))
+            else:
+                self.hot[run.key] = known
+
+    def _applied(self, who: str, transitions: Sequence[Transition], fence: int | None, losers: set[int]) -> None:
+        if fence is not None:
+            self.counts["fenced writes"] += 1
+            assert self._term is not None
+            self.require(
+                fence == self._term.fence and self._holders.get(fence) == who,
+                3,
+                "scheduler writes only by the holder",
+                f"{who} wrote with fence {fence}, the term is {self._term}",
+            )
+        for index, transition in enumerate(transitions):
+            if index in losers:
+                self.counts["lost races"] += 1
+                continue
+            self._moved(who, transition, fence)
+
+    def _moved(self, who: str, transition: Transition, fence: int | None) -> None:
+        after = transition.run
+        known = self.runs.get(after.key)
+        if known is None:
+            raise Violation(34, "a compare-and-set compares", f"{who} changed a run that is not there: {after}")
+        before = known.run
+        where = f"{after.id}: {before.state.name} {before.attempt} by {before.worker!r} → {after.state.name}"
+        where += f" {after.attempt} by {after.worker!r}, told by {who}"
+        self.note(before.state, after.state, after.key, after.attempt, after.worker, self.now)
+        self.require(not before.state.terminal, 5, "one terminal transition, final", where)
+        was = (transition.was_state, transition.was_attempt, transition.was_worker)
+        self.require(was == (before.state, before.attempt, before.worker), 34, "a compare-and-set compares", where)
+        job = self.jobs[after.job_id]
+        if after.state == RunState.DISPATCHED and before.state == RunState.WAITING:
+            self._dispatched(known, after, job, fence, where)
+        elif after.state == RunState.DISPATCHED:
+            self.require(after.attempt == before.attempt, 9, "attempts rise by one and are bounded", where)
+        elif after.state == RunState.WAITING:
+            self._returned(known, after, job, where)
+        elif after.state.terminal:
+            self._ended(known, after, where)
+        known.run = after
+        if after.state.terminal:
+            self.counts[after.state.word] += 1
+            del self.hot[after.key]
+        self._open(transition.opened)
+
+    def _dispatched(self, known: Known, after: Run, job: Job, fence: int | None, where: str) -> None:
+        before = known.run
+        self.counts["dispatches"] += 1
+        self.require(fence is not None, 3, "scheduler writes only by the holder", f"no fence: {where}")
+        expected = before.attempt + 1
+        self.require(after.attempt == expected, 9, "attempts rise by one and are bounded", where)
+        most = before.failures + before.crashes + known.releases + 1
+        self.require(after.attempt <= most, 9, "attempts rise by one and are bounded", f"at most {most}: {where}")
+        decided = after.dispatched_at or 0
+        self.require(decided <= self.now or self._unclear, 4, "nothing is handed out or started before its time", where)
+        early = after.due_at - decided
+        self.require(early <= LEAD, 4, "nothing is handed out or started before its time", f"{early} µs: {where}")
+        if after.attempt == 1:
+            self.require(after.key not in self._fired, 1, "at most one firing of (job, instant)", where)
+            self._fired.add(after.key)
+            self.counts["firings"] += 1
+            self._judge_misfire(after, job, decided)
+        else:
+            self.counts["redispatches"] += 1
+        fresh = after.attempt == 1 and not after.manual
+        allowed = job.state == "active" or (job.state == "paused" and not fresh)
+        self.require(allowed, 33, "paused and deleted jobs start nothing", f"{job.state}: {where}")
+        if job.overlap != "allow":
+            others = [key for key, each in self.hot.items() if key[0] == job.id and each.run.state.active]
+            self.require(not others, 12, "overlap holds, in the store's view", f"{others} while {where}")
+
+    def _judge_misfire(self, run: Run, job: Job, decided: int) -> None:
+        if run.manual or decided <= run.due_at + job.max_lateness:
+            return
+        self.counts["misfires started"] += 1
+        name = "a misfire becomes what its policy says"
+        self.require(job.misfire != "skip", 32, name, f"{run.id} started {decided - run.due_at} µs late in spite of skip")
+        period = period_of(job)
+        if period is not None and job.misfire == "run_latest":
+            behind = (decided - run.scheduled_at) // period
+            self.require(behind == 0, 32, name, f"{run.id} started with {behind} later occurrences due")
+
+    def _returned(self, known: Known, after: Run, job: Job, where: str) -> None:
+        before = known.run
+        name = "attempts rise by one and are bounded"
+        self.require(after.attempt == before.attempt, 9, name, where)
+        if after.crashes > before.crashes:
+            self.counts["crashed attempts"] += 1
+            told_lost = after.attempts and after.attempts[-1].state == "lost"
+            if told_lost:
+                self._judge_loss(before, where)
+            self.require(after.crashes < QUARANTINE_AFTER, 16, "what is quarantined or final is not handed out", where)
+        elif after.failures > before.failures:
+            self.counts["retries"] += 1
+            self.require(after.failures < job.retry.max_attempts, 9, name, where)
+            self.require(job.delivery == "at_least_once", 11, "an at-most-once run is started once, ever", where)
+        else:
+            known.releases += 1
+            self.counts["handed back"] += 1
+
+    def _judge_loss(self, before: Run, where: str) -> None:
+        """An attempt was taken from its worker: its lease must be over, and its code must have stopped."""
+        left = self._leases.get(before.worker, 0) - self.true
+        self.require(left <= 0, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
+        self.counts["attempts of lost workers"] += 1
+        runs_in = self.going.get((before.key, before.attempt))
+        if runs_in is not None and not runs_in.frozen and self.true - self._froze.get(runs_in, -STEPPED) > SECOND:
+            raise Violation(35, "a worker stops before its lease ends", f"it still runs: {where}")
+
+    def _ended(self, known: Known, after: Run, where: str) -> None:
+        before = known.run
+        if after.state == RunState.SUCCEEDED:
+            token = self._done.get((after.key, before.attempt, before.worker))
+            self.require(token is not None, 6, "a completion is that of the current attempt, by its worker", where)
+            same = bytes(after.result) == token and after.attempt == before.attempt
+            self.require(same, 6, "a completion is that of the current attempt, by its worker", f"{after.result!r}: {where}")
+            self.require(not known.cancelled, 15, "nothing succeeds after an acknowledged cancel", where)
+        elif after.state == RunState.LOST:
+            lost = after.error is not None and "lease" in after.error.message
+            if lost:
+                self._judge_loss(before, where)
+
+    def _held(self, owner: str, ttl: int, term: Term, *, release: bool) -> None:
+        was = self._term
+        if term.owner != owner:
+            self.counts["terms refused"] += 1
+            return
+        if was is not None:
+            self.require(term.fence >= was.fence, 2, "fences never fall, one holder each", f"{was} → {term}")
+        holder = self._holders.setdefault(term.fence, owner)
+        self.require(holder == owner, 2, "fences never fall, one holder each", f"{term} was {holder}'s")
+        if was is None or was.owner != owner or was.fence != term.fence:
+            left = 0 if was is None else was.expires_at - self.true
+            self.require(left <= 0, 21, "no term is taken while one that was granted runs", f"{left} µs left: {was} → {term}")
+            self.counts["terms"] += 1
+            self.note("term", owner, term.fence, self.now)
+        self._term = Term(owner=owner, fence=term.fence, expires_at=self.true + (0 if release else ttl))
+
+    def _beaten(self, worker: Worker, ttl: int, written: Worker) -> None:
+        if written.state != "lost":
+            self._leases[worker.id] = self.true + ttl
+
+    def _expired(self, found: Sequence[tuple[Run, Job, Worker | None]]) -> None:
+        for run, _, worker in found:
+            left = self._leases.get(run.worker, 0) - self.true
+            self.require(left <= 0, 21, "no lease is taken while it runs", f"{run.worker} has {left} µs left")
+            if worker is not None:
+                self.counts["workers lost"] += 1
+
+    # -- what really happens on the workers --------------------------------------------------------------------
+
+    def began(self, who: str, run: Run, job: Job, wall: int, monotonic: int, staged: int) -> None:
+        """A task's code begins. `wall` is the store's clock, `monotonic` true time, `staged` when it was taken in."""
+        key, attempt = run.key, run.attempt
+        self.note("began", key, attempt, str(who))
+        self.counts["starts"] += 1
+        where = f"attempt {attempt} of {run.id} by {who}"
+        begun = self._began.setdefault(key, {})
+        self.require(attempt not in begun, 31, "an attempt is started once", f"{where}, before by {begun.get(attempt)}")
+        others = len(begun)
+        begun[attempt] = who
+        if job.delivery == "at_most_once":
+            self.require(others == 0, 11, "an at-most-once run is started once, ever", where)
+        if others:
+            self.counts["starts again"] += 1
+        if staged - self._stepped_at > STEPPED:
+            early = run.due_at - wall
+            self.require(early <= TIGHT, 4, "nothing is handed out or started before its time", f"{early} µs: {where}")
+
+    def finished(self, run: Run, token: bytes | None) -> None:
+        """A task's code is over; with a token, it has succeeded."""
+        self.going.pop((run.key, run.attempt), None)
+        if token is not None:
+            self._done[run.key, run.attempt, run.worker] = token
+
+    def cancel_acknowledged(self, key: RunKey) -> None:
+        """A client was told that a cancel is under way or done."""
+        known = self.runs.get(key)
+        if known is not None:
+            known.cancelled = True
+            self.counts["cancels acknowledged"] += 1
+            done = known.run.state == RunState.SUCCEEDED
+            self.require(not done, 15, "nothing succeeds after an acknowledged cancel", key)
+
+    # -- what is owed ---------------------------------------------------------------------------------------
+
+    def _settle_grid(self, job_id: JobId, until: int) -> None:
+        """Every instant between the definition and `until` must have a row."""
+        grid = self._grids.get(job_id)
+        if grid is None or grid.job.state != "active":
+            return
+        period = period_of(grid.job)
+        if period is None:
+            return
+        at = (grid.since // period + 1) * period
+        while at < until:
+            self.counts["owed"] += 1
+            if (job_id, at) not in self.runs:
+                covered = any(job == job_id and low <= at <= high for job, low, high in self._spans)
+                self.require(covered, 7, "every owed instant has a row", f"{grid.job.schedule} of {job_id} at {at}")
+            at += period
+
+    def settle(self, now: int, patience: int, stored: set[JobId]) -> None:
+        """The end: all that was due `patience` ago has ended, schedules go on, nothing acknowledged is missing."""
+        name = "once healed, everything ends and schedules go on"
+        for key, known in self.hot.items():
+            run = known.run
+            over = now - run.due_at
+            self.require(over <= patience, 8, name, f"{run.id} is {run.state.name} ({run.held_by}) {over} µs after its time")
+        for job_id, job in self.jobs.items():
+            self._settle_grid(job_id, now - patience)
+            if job.state != "active":
+                continue
+            coming = [key for key, known in self.hot.items() if key[0] == job_id and not known.run.manual]
+            if job.schedule.startswith(("every", "after")):
+                self.require(bool(coming), 8, name, f"{job.schedule} of {job_id} has no run to come")
+            if job.schedule.startswith("after"):
+                self.require(len(coming) == 1, 8, name, f"{job.schedule} of {job_id} has {coming}")
+        for job_id in sorted(self.acknowledged):
+            self.require(job_id in stored, 18, "what was acknowledged is there", job_id)
+
+
+def period_of(job: Job) -> int | None:
+    """The period of `every 10s`, by the referee's own reading; None for other schedules."""
+    found = re.fullmatch(r"every (\d+)(s|m)", job.schedule)
+    return None if found is None else int(found[1]) * _UNITS[found[2]]
