@@ -13,7 +13,7 @@ from duly.adapters.sqlite_store import SqliteStore
 from duly.core.model import JobId
 from duly.core.ring import place
 from duly.ports import Store
-from simulated.clock import ManualClock
+from duly.testing import ManualClock
 
 
 class Harness:

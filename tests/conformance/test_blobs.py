@@ -15,7 +15,7 @@ from conformance.samples import T0
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.core.errors import BlobCorrupt, InvalidInput, NotFound, TooLarge
 from duly.core.instants import DAY, HOUR
-from simulated.clock import ManualClock
+from duly.testing import ManualClock
 
 LIMIT = 64 * 1024 * 1024
 BIG = bytes(range(256)) * (5 * 4096)  # 5 MiB: several chunks

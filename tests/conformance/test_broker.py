@@ -11,7 +11,7 @@ import pytest
 from duly.adapters.local_broker import LocalBroker
 from duly.core.errors import TimedOut, Unavailable
 from duly.core.messages import AnyMessage, Hint, Notice
-from simulated.clock import ManualClock, settle
+from duly.testing import ManualClock, settle
 
 SECOND = 1_000_000
 

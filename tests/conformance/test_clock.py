@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from duly.adapters.system_clock import SystemClock
-from simulated.clock import START, ManualClock, settle
+from duly.testing import START, ManualClock, settle
 
 MILLISECOND = 1_000
 SECOND = 1_000_000

@@ -14,7 +14,7 @@ from duly.core.errors import NotFound, Unavailable
 from duly.core.model import CommandTask, Job, JobId, Run
 from duly.core.ring import place
 from duly.ports import JobQuery, RunQuery, Store
-from simulated.clock import ManualClock
+from duly.testing import ManualClock
 
 SHARDS = ("s0", "s1", "s2")
 NAMES = [f"j{i}" for i in range(30)]

@@ -22,7 +22,7 @@ from duly.adapters.sqlite_store import SqliteStore
 from duly.core.errors import Conflict, NotFound, OutcomeUnknown, StorageFull, Unavailable
 from duly.core.model import JobId, RunState
 from duly.ports import JobQuery, RunQuery
-from simulated.clock import ManualClock
+from duly.testing import ManualClock
 
 
 def opened(path: Path, shard: str = "s0") -> SqliteStore:
@@ -170,7 +170,7 @@ async def test_the_file_is_written_as_promised(store: SqliteStore) -> None:
 CHILD = """
     import asyncio, os, sys
     from conformance.samples import T0, dispatch, job, run
-    from simulated.clock import ManualClock
+    from duly.testing import ManualClock
     from duly.adapters.sqlite_store import SqliteStore
 
     async def main():

@@ -10,7 +10,7 @@ from conformance.harness import Harness
 from conformance.samples import SECOND, T0, W1, dispatch, job, run, worker
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core.instants import DAY, HOUR
-from simulated.clock import ManualClock
+from duly.testing import ManualClock
 
 STEPS = [HOUR, -HOUR, DAY, -DAY]
 TTL = 5 * SECOND

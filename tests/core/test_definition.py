@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duly.core import contract
+from duly.core import views
 from duly.core.contract import JobSpec
 from duly.core.definition import (
     MAX_JOB_BYTES,
@@ -149,7 +149,7 @@ def test_what_a_client_wrote_comes_back() -> None:
         start="2026-12-01T00:00:00Z",
         retry={"max_attempts": 9, "backoff": "linear", "base": "250ms", "cap": "1h30m"},
     )
-    assert define_job(contract.job_spec(job), job_id=ID, now=NOW) == job
+    assert define_job(views.job_spec(job), job_id=ID, now=NOW) == job
 
 
 def test_ids() -> None:

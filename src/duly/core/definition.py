@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
-from duly.core import contract, policy
+from duly.core import contract, policy, views
 from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, LimitsSpec, TaskSpec
 from duly.core.errors import FieldError, InvalidInput, Malformed, ScheduleError, TooLarge
 from duly.core.instants import DAY, parse_duration, parse_instant
@@ -357,7 +357,7 @@ def patch_job(job: Job, patch: Any, *, now: int) -> Job:
     """
     if not isinstance(patch, dict):
         raise InvalidInput.at("", "a merge patch is a JSON object")
-    document = msgspec.to_builtins(contract.job_spec(job))
+    document = msgspec.to_builtins(views.job_spec(job))
     patch = dict(patch)
     for name in contract.READ_ONLY:
         if name in patch:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from duly.core.contract import ExplainView, state_name
+from duly.core.contract import ExplainView
 from duly.core.instants import SECOND, format_duration, format_instant
 from duly.core.model import FunctionTask, Job, LateCause, Run, RunState, Worker
+from duly.core.views import state_name
 
 CAUSES: dict[LateCause, str] = {
     "no_capacity": "no worker had a free slot at the time",

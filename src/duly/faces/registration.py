@@ -15,10 +15,10 @@ from urllib.parse import quote
 import msgspec
 
 from duly.core.contract import JobSpec, JobView
-from duly.core.contract import job_spec as spec_of_job
 from duly.core.definition import define_job, keyed_job_id
 from duly.core.errors import Conflict, IdempotencyKeyReused, NotFound
 from duly.core.model import JobId
+from duly.core.views import job_spec as spec_of_job
 from duly.faces.handles import Handle
 from duly.faces.specs import Time, function_name, function_spec, job_spec
 from duly.faces.transport import JobFilter, Transport

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from duly.core import contract
+from duly.core import views
 from duly.core.contract import EventView
 from duly.core.errors import Malformed
 from duly.core.instants import format_instant
@@ -129,7 +129,7 @@ class EventLog:
         time = format_instant(entry.at)
         if entry.run is not None:
             run = entry.run
-            data = entry.data or msgspec.to_builtins(contract.run_view(run))
+            data = entry.data or msgspec.to_builtins(views.run_view(run))
             return EventView(id=identity, type=entry.kind, time=time, run_id=run.id, job_id=run.job_id, data=data)
         assert entry.job is not None
         job = entry.job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from duly.core import contract
+from duly.core import contract, views
 from duly.core.contract import (
     EventView,
     LatenessView,
@@ -83,7 +83,7 @@ class FleetDesk(Desk):
         newest: dict[str, contract.WorkerView] = {}
         for shard in shards:
             for worker in shard.workers:
-                view = contract.worker_view(worker)
+                view = views.worker_view(worker)
                 if worker.id not in newest or newest[worker.id].beat_at < view.beat_at:
                     newest[worker.id] = view
         missing = [shard.shard for shard in shards if shard.state != "up"]
@@ -103,7 +103,7 @@ class FleetDesk(Desk):
                 jobs=shard.jobs,
                 waiting=shard.waiting,
                 running=shard.running,
-                term=contract.term_view(shard.term),
+                term=views.term_view(shard.term),
             )
             for shard in shards
         ]

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from duly.core import contract, policy
+from duly.core import contract, policy, views
 from duly.core.contract import (
     BatchItem,
     BatchView,
@@ -113,7 +113,7 @@ class JobDesk(RunDesk):
                 pairs.append((job, _opened(job, now)))
                 results[index] = BatchItem(status=201, id=job.id)
             except DulyError as error:
-                results[index] = BatchItem(status=error.status, error=contract.problem(error, prefix=f"/jobs/{index}"))
+                results[index] = BatchItem(status=error.status, error=views.problem(error, prefix=f"/jobs/{index}"))
         await self.create_defined(pairs)
         made = [result for result in results if result is not None]
         return BatchView(results=made, created=len(pairs), failed=len(specs) - len(pairs))
@@ -186,7 +186,7 @@ class JobDesk(RunDesk):
 
         row = await self._row(job_id, namespace)
         if row.job.state != "deleted":
-            await self._require_blobs(contract.job_spec(change(row.job, self._clock.wall())))
+            await self._require_blobs(views.job_spec(change(row.job, self._clock.wall())))
         await self._change(job_id, namespace, if_version, change, "job.updated")
         return await self.get_job(job_id)
 
@@ -341,7 +341,7 @@ class JobDesk(RunDesk):
                 changed += 1
             except DulyError as error:
                 if len(errors) < BULK_ERRORS:
-                    errors.append(BatchItem(status=error.status, id=job_id, error=contract.problem(error)))
+                    errors.append(BatchItem(status=error.status, id=job_id, error=views.problem(error)))
         return BulkView(
             action=spec.action,
             dry_run=False,
@@ -382,7 +382,7 @@ class JobDesk(RunDesk):
 
 
 def _view(row: JobRow) -> JobView:
-    return contract.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
+    return views.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
 
 
 def _opened(job: Job, now: int) -> Sequence[Run]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 
-from duly.core import contract, policy
+from duly.core import contract, policy, views
 from duly.core.contract import BlobView, ExplainView, RunList, RunView
 from duly.core.errors import Conflict, NotFound
 from duly.core.explain import explain
@@ -24,7 +24,7 @@ class RunDesk(Desk):
     max_blob_bytes: int
 
     def _run_view(self, run: Run) -> RunView:
-        return contract.run_view(run, progress=self.event_log.progress.get(run.key))
+        return views.run_view(run, progress=self.event_log.progress.get(run.key))
 
     async def _pair(self, run_id: str, namespace: str | None) -> tuple[Run, Job]:
         key = parse_run_id(run_id)

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from duly.core.contract import problem
 from duly.core.errors import DulyError
+from duly.core.views import problem
 from duly.faces.http.call import Call
 from duly.faces.http.problems import Headers, Internal, seconds
 

@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 from starlette.exceptions import HTTPException
 
-from duly.core.contract import problem
 from duly.core.errors import DulyError, Malformed, NotFound, Overloaded, TooLarge, Unavailable
 from duly.core.instants import SECOND
+from duly.core.views import problem
 
 Headers = list[tuple[bytes, bytes]]
 MEDIA_TYPE: Final = b"application/problem+json"
