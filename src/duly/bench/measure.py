@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import httpx2
 import msgspec
 
 from duly.boot import Node
@@ -122,6 +123,41 @@ async def bulk_create(node: Node, count: int) -> Figure:
     for start in range(0, len(ids), 10_000):
         await delete(node, ids[start : start + 10_000])
     return Figure(name="bulk create, Python", value=rate, unit="jobs/s", target="≥ 100,000", note=f"{count} jobs")
+
+
+async def http_create(directory: Path, count: int) -> list[Figure]:
+    """Jobs per second over HTTP into a `duly up` of its own: in batches of 5,000, and one by one from 32 callers."""
+    command = [sys.executable, "-m", "duly.cli", "up", "--dir", str(directory), "--port", "0", "--json"]
+    server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        url = msgspec.json.decode(await server.stdout.readline())["url"]
+        body = {"task": {"kind": "function", "name": NOOP}, "schedule": "in 1d"}
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+            batched = await _timed(client, "/v1/jobs/batch", {"jobs": [body] * 5_000}, max(1, count // 5_000), 1)
+            singly = await _timed(client, "/v1/jobs", body, count // 20, 32)
+    finally:
+        server.terminate()
+        await server.wait()
+    return [
+        Figure(name="bulk create, HTTP", value=batched * 5_000, unit="jobs/s", target="≥ 20,000", note="one caller"),
+        Figure(name="single create, HTTP", value=singly, unit="jobs/s", note="32 callers, one connection each"),
+    ]
+
+
+async def _timed(client: httpx2.AsyncClient, path: str, body: object, requests: int, callers: int) -> float:
+    """Requests per second of so many callers."""
+    content = msgspec.json.encode(body)
+    left = iter(range(requests))
+
+    async def call() -> None:
+        for _ in left:
+            answer = await client.post(path, content=content, headers={"content-type": "application/json"})
+            answer.raise_for_status()
+
+    started = asyncio.get_running_loop().time()
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return requests / (asyncio.get_running_loop().time() - started)
 
 
 async def delete(node: Node, ids: Sequence[JobId]) -> None:

@@ -11,6 +11,7 @@ import os
 import platform
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgspec
 
@@ -67,7 +68,11 @@ async def _warm(node: Node) -> None:
 
 
 async def _create(node: Node, quick: bool) -> AsyncIterator[Figure]:
-    yield await measure.bulk_create(node, 20_000 if quick else 50_000)
+    count = 20_000 if quick else 50_000
+    yield await measure.bulk_create(node, count)
+    with tempfile.TemporaryDirectory(prefix="duly-bench-") as directory:
+        for figure in await measure.http_create(Path(directory), count):
+            yield figure
 
 
 async def _throughput(node: Node, quick: bool) -> AsyncIterator[Figure]:
