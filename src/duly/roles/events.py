@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -58,8 +58,15 @@ class EventLog:
 
     def job(self, kind: str, job: Job, at: int) -> None:
         """A job that was created, changed or deleted."""
-        self._number += 1
-        self._entries.append(_Entry(self._number, kind, at, None, job, job.namespace, {}))
+        self.jobs(kind, [job], at)
+
+    def jobs(self, kind: str, jobs: Sequence[Job], at: int) -> None:
+        """Jobs that were created, changed or deleted; of more than are kept only the last ones."""
+        skipped = max(0, len(jobs) - KEPT)
+        self._number += skipped
+        for job in jobs[skipped:]:
+            self._number += 1
+            self._entries.append(_Entry(self._number, kind, at, None, job, job.namespace, {}))
         self._tell()
 
     def progressed(self, run: Run, job: Job, share: float, message: str, at: int) -> None:

@@ -6,6 +6,7 @@ change   read ─▶ decide ─▶ store.change (job + waiting runs, one commit)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
@@ -43,6 +44,7 @@ from duly.roles.desk import TRIES
 from duly.roles.runs import RunDesk
 
 MINTS: Final = 16  # ids tried until one lies on a live shard
+SLICE: Final = 1_000  # jobs in one commit of a batch
 BULK_PAGE: Final = 500
 BULK_ERRORS: Final = 100
 SCHEDULE_FIELDS: Final = ("schedule", "timezone", "dst", "start", "end", "max_runs", "jitter", "calendar")
@@ -97,37 +99,60 @@ class JobDesk(RunDesk):
         return await self.create_specs(specs, namespace=namespace)
 
     async def create_specs(self, specs: Sequence[JobSpec | DulyError], *, namespace: str = "default") -> BatchView:
-        """Create many jobs; an error among the specs is passed on as that item's result."""
-        results: list[BatchItem | None] = [None] * len(specs)
-        now = await self._store.now()
-        pairs: list[tuple[Job, Sequence[Run]]] = []
-        entropy = self._entropy(10 * len(specs))
+        """Create many jobs; an error among the specs is passed on as that item's result.
+
+        They are committed a thousand at a time, while the next thousand is being made ready; what the store refuses
+        is the result of those items alone.
+        """
+        results: list[BatchItem] = []
+        commits: list[tuple[int, int, asyncio.Task[None]]] = []
         known: set[str] = set()
+        for start in range(0, len(specs), SLICE):
+            made, pairs = await self._define(specs[start : start + SLICE], start, namespace, known)
+            results.extend(made)
+            if pairs:
+                commit = asyncio.get_running_loop().create_task(self.create_defined(pairs))
+                commits.append((start, start + len(made), commit))
+                await self._clock.sleep(0)  # no wait: the commit's turn to begin
+        for start, end, commit in commits:
+            try:
+                await commit
+            except DulyError as error:
+                refused = BatchItem(status=error.status, error=views.problem(error))
+                results[start:end] = [item if item.error else refused for item in results[start:end]]
+        created = sum(item.error is None for item in results)
+        return BatchView(results=results, created=created, failed=len(results) - created)
+
+    async def _define(
+        self, specs: Sequence[JobSpec | DulyError], first: int, namespace: str, known: set[str]
+    ) -> tuple[list[BatchItem], list[tuple[Job, Sequence[Run]]]]:
+        """The results of some items as they will be if they are committed, and what to commit."""
+        now = await self._store.now()
+        entropy = self._entropy(10 * len(specs))
+        results: list[BatchItem] = []
+        pairs: list[tuple[Job, Sequence[Run]]] = []
         for index, spec in enumerate(specs):
             try:
                 if isinstance(spec, DulyError):
                     raise spec
-                await self._require_blobs(spec, known)
+                if isinstance(spec.task, contract.CommandSpec):
+                    await self._require_blobs(spec, known)
                 job_id = mint_job_id(now, entropy[10 * index : 10 * index + 10])
                 job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
                 pairs.append((job, _opened(job, now)))
-                results[index] = BatchItem(status=201, id=job.id)
+                results.append(BatchItem(status=201, id=job.id))
             except DulyError as error:
-                results[index] = BatchItem(status=error.status, error=views.problem(error, prefix=f"/jobs/{index}"))
-        await self.create_defined(pairs)
-        made = [result for result in results if result is not None]
-        return BatchView(results=made, created=len(pairs), failed=len(specs) - len(pairs))
+                problem = views.problem(error, prefix=f"/jobs/{first + index}")
+                results.append(BatchItem(status=error.status, error=problem))
+        return results, pairs
 
     async def create_defined(self, pairs: Sequence[tuple[Job, Sequence[Run]]]) -> None:
         """Write jobs that were defined with freshly minted ids, in one commit for each shard."""
-        if not pairs:
-            return
         await self._store.create(pairs)
         now = await self._store.now()
         await self._hint([(run, job) for job, runs in pairs for run in runs], now)
         self.telemetry.jobs_created(len(pairs))
-        for job, _ in pairs:
-            self.event_log.job("job.created", job, now)
+        self.event_log.jobs("job.created", [job for job, _ in pairs], now)
 
     async def _require_blobs(self, spec: JobSpec, known: set[str] | None = None) -> None:
         task = spec.task
