@@ -304,9 +304,12 @@ async def register_apps(node: Node) -> None:
 
 
 def run_up(settings: Settings, *, started: Callable[[str], None]) -> None:
-    """`serve` on an event loop of its own."""
+    """`serve` on an event loop of its own, with its log on stderr."""
     import uvloop
 
+    from duly.log_output import configure
+
+    configure(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, started=started))
 
