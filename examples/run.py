@@ -61,7 +61,7 @@ def start(port: int) -> tuple[subprocess.Popen[str], str]:
     """`duly up` as a process of its own; returns it and its URL, "" if it did not start (it says why itself)."""
     command = [sys.executable, "-m", "duly.cli", "up", "--dir", str(DATA.resolve()), "--port", str(port)]
     server = subprocess.Popen(
-        [*command, "--app", "app:duly", "--json"],
+        [*command, "--app", "app:duly", "--json", "--log-level", "warning"],
         cwd=HERE,
         stdout=subprocess.PIPE,
         text=True,

@@ -38,6 +38,7 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))  # its comings and goings are told by duly
 
 
 def _one_line(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
