@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from pathlib import Path
+
+from duly.tasks.removal import remove_tree
 
 PREFIX = "duly-worker-"
 
@@ -34,7 +35,7 @@ class Scratch:
     def close(self) -> None:
         """Remove the folder."""
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_tree(self._folder)
             self._folder = None
         if self._lock >= 0:
             os.close(self._lock)
@@ -59,5 +60,5 @@ def _clear(folder: Path) -> None:
         descriptor = _locked(folder)
     except OSError:
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     os.close(descriptor)

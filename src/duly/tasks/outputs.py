@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import stat
 import unicodedata
 from collections.abc import AsyncGenerator
@@ -20,9 +19,11 @@ from typing import Final
 from duly.core.errors import TooLarge
 from duly.core.model import MAX_LOG_BYTES, ErrorKind, Failure, Output
 from duly.ports import Blobs
+from duly.tasks.removal import remove_tree
 
 MAX_FILES: Final = 1_000
 MAX_PATH: Final = 1_024  # bytes of an output's path
+MAX_DEPTH: Final = 64  # folders above an output: each is open while it is walked
 _CHUNK: Final = 1 << 20
 _STREAMS: Final = ("stdout", "stderr")
 
@@ -59,6 +60,8 @@ def find_outputs(root: Path, max_bytes: int) -> list[tuple[str, int]]:
     """Relative paths and sizes of the regular files below `root`, sorted. Raises Refused."""
     found: list[tuple[str, int]] = []
     total = 0
+    if root.is_symlink() or not root.is_dir():
+        raise Refused("input", "its output folder was removed or replaced")
     for directory, folders, files, handle in os.fwalk(root, follow_symlinks=False):
         below = os.path.relpath(directory, root)
         prefix = "" if below == "." else below + "/"
@@ -66,6 +69,8 @@ def find_outputs(root: Path, max_bytes: int) -> list[tuple[str, int]]:
             path = safe_name(prefix + name)
             found_as = os.stat(name, dir_fd=handle, follow_symlinks=False)
             if stat.S_ISDIR(found_as.st_mode):
+                if path.count("/") >= MAX_DEPTH:
+                    raise Refused("limit", f"outputs lie more than {MAX_DEPTH} folders deep")
                 continue
             _check(path, found_as)
             total += found_as.st_size
@@ -158,7 +163,7 @@ def remove(*paths: str) -> None:
         with contextlib.suppress(OSError):
             Path(path).unlink()
             continue
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 def remove_logs(stem: str) -> None:
