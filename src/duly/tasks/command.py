@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +32,8 @@ from duly.tasks.attempt import GIVE_BACK_AFTER, Held, Sink, Stage, Tempo
 from duly.tasks.executor import microseconds
 from duly.tasks.outputs import Refused, keep_logs, keep_outputs
 from duly.tasks.pool import Pool
-from duly.tasks.program import NotRunnable, failure_of, fetch_files, launch_spec, make_folders, not_executable
+from duly.tasks.program import CROWDED, NotRunnable, failure_of, fetch_files, launch_spec, make_folders, not_executable
+from duly.tasks.removal import remove_tree
 from duly.tasks.supervisor import Supervisor, Supervisors, kill_marked
 
 GO_AHEAD: Final = 20_000  # µs before its instant, a command takes its slot and is told to go
@@ -58,6 +58,7 @@ class Command:
         self.status: int | None = None
         self.finished = 0
         self.cpu = 0.0
+        self.crowded = False  # it had more processes than it may
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.supervisor: Supervisor | None = None
@@ -278,6 +279,8 @@ class CommandRunner:
             self._sink.started(command.held, command.started)
         elif "refused" in line:
             command.refused = line["refused"]
+        elif "crowded" in line:
+            command.crowded = True
         else:
             command.status = line["status"]
             command.finished = line["finished"] // 1_000
@@ -312,6 +315,8 @@ class CommandRunner:
             refused = error
         exit_code = status if status >= 0 else 128 - status
         failure = failure_of(command.task, status, command.cpu, f"{command.logs}.stderr")
+        if command.crowded:
+            failure = CROWDED
         if failure is None and refused is None:
             self._sink.succeeded(
                 held, command.started, command.finished, None, exit_code=exit_code, outputs=outputs, logs=logs
@@ -346,4 +351,4 @@ class CommandRunner:
     async def _clear(self, command: Command) -> None:
         if command.supervisor is not None:
             await command.supervisor.close()
-        await asyncio.to_thread(shutil.rmtree, command.folder, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, command.folder)

@@ -18,6 +18,8 @@ from duly.tasks.attempt import MAX_DETAIL
 from duly.tasks.outputs import Refused, safe_name
 
 OPEN_FILES: Final = 1_024
+PROCESSES: Final = 1_024  # of one command at a time, zombies included
+CROWDED: Final = Failure(kind="limit", message=f"had more than {PROCESSES:,} processes at a time")
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 REFUSED_LEVELS: Final = {
     "sandbox": "this worker has no sandbox; it offers isolation `process`",
@@ -115,6 +117,7 @@ def launch_spec(task: CommandTask, run: Run, folder: Path, max_output: int) -> d
         "stdout": str(folder / "log.stdout"),
         "stderr": str(folder / "log.stderr"),
         "keep": MAX_LOG_BYTES,
+        "processes": PROCESSES,
         "limits": limits_of(task, max_output),
     }
 
