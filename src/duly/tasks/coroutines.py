@@ -22,6 +22,7 @@ from duly.tasks.registry import FunctionRegistry
 from duly.tasks.wire import Answer, Begun, Board, Done, Item, Outcomes, Progress
 
 BEGUN_AFTER: Final = 0.002  # seconds; a run that ended by then needs no word of its start
+COARSE: Final = 0.004  # seconds; a longer wait is made in steps
 _AT_ONCE: Final = 64  # starts between two looks at everything else
 
 
@@ -31,9 +32,19 @@ class FineSelector(selectors.EpollSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """As Selector.select."""
         if timeout is not None and timeout > 0 and self.fileno() < 1_024:
-            select.select([self.fileno()], [], [], timeout)
+            self._wait(timeout)
             timeout = 0
         return super().select(timeout)
+
+    def _wait(self, timeout: float) -> None:
+        """Until a descriptor is ready or the time is up, in steps: the kernel may oversleep by a thousandth of the
+        timeout that it is given (`select_estimate_accuracy` in fs/select.c), which is 0.5 ms in half a second."""
+        end = time.monotonic() + timeout
+        left = timeout
+        while left > 0:
+            if select.select([self.fileno()], [], [], left if left < COARSE else left * 0.995)[0]:
+                return
+            left = end - time.monotonic()
 
 
 def fine_loop() -> asyncio.SelectorEventLoop:
