@@ -103,7 +103,9 @@ async def test_a_step_under_load(stage: Stage, step: int, capsys: pytest.Capture
         assert len(started) > fired
         owed = await check(stage, recurring, stage.clock.wall() - 30 * SECOND, started)
     with capsys.disabled():
-        sys.stdout.write(f"\nclock set by {step / HOUR:+.0f} h: {owed} owed, 0 missing, 0 twice, {len(started)} attempts")
+        sys.stdout.write(
+            f"\nclock set by {step / HOUR:+.0f} h: {owed} owed, 0 missing, 0 twice, {len(started)} attempts"
+        )
 
 
 async def test_steps_back_and_forth(stage: Stage) -> None:
