@@ -310,9 +310,24 @@ def test_three_crashes_quarantine() -> None:
         lost = WorkerLost(attempt=current.attempt, worker=current.worker, lease_until=NOW + SECOND)
         current = became(step(current, job(), lost, NOW))
         assert (current.state, current.crashes, current.failures) == (RunState.WAITING, crash, 0)
+        current = replace(became(step(current, job(), Dispatch(W1), NOW)), state=RunState.RUNNING)
+    lost = WorkerLost(attempt=current.attempt, worker=current.worker, lease_until=NOW + SECOND)
+    assert became(step(current, job(), lost, NOW)).state == RunState.QUARANTINED
+
+
+def test_a_run_that_was_only_handed_out_is_doubted_for_long() -> None:
+    """It may be innocent of what took its worker down: the tenth lost worker sets it aside, not the third."""
+    current = run(RunState.DISPATCHED)
+    for _ in range(9):
+        lost = WorkerLost(attempt=current.attempt, worker=current.worker, lease_until=NOW + SECOND)
+        current = became(step(current, job(), lost, NOW))
+        assert current.state == RunState.WAITING
+        assert current.crashes <= 2
         current = became(step(current, job(), Dispatch(W1), NOW))
     lost = WorkerLost(attempt=current.attempt, worker=current.worker, lease_until=NOW + SECOND)
     assert became(step(current, job(), lost, NOW)).state == RunState.QUARANTINED
+    proven = replace(current, state=RunState.RUNNING)
+    assert became(step(proven, job(), lost, NOW)).state == RunState.QUARANTINED
 
 
 def test_a_lost_worker_that_never_began_costs_nothing() -> None:

@@ -27,6 +27,7 @@ from msgspec.structs import replace
 from duly.core import policy
 from duly.core.messages import Failed, Released, Started, Stopped, Succeeded, WorkerEvent
 from duly.core.model import (
+    DOUBTED_AFTER,
     KEPT_ATTEMPTS,
     QUARANTINE_AFTER,
     Attempt,
@@ -397,6 +398,15 @@ def _quarantined(run: Run) -> Run:
     )
 
 
+def _crashes(run: Run) -> int:
+    """The count after another lost worker. Where the run is not known to have begun it is one of many that the worker
+    held, and may be innocent: by doubts alone it stays below the limit, until there are too many of them."""
+    doubts = 1 + sum(attempt.state == "lost" for attempt in run.attempts)
+    if run.state == RunState.RUNNING or doubts >= DOUBTED_AFTER:
+        return run.crashes + 1
+    return min(run.crashes + 1, QUARANTINE_AFTER - 1)
+
+
 def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
     """The worker vanished. What certainly never began costs nothing; the rest is a crash, or lost at most once."""
     clear = run.dispatched_at is None or run.dispatched_at <= now  # else the clock was set back: nothing compares
@@ -413,7 +423,7 @@ def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
         return _end(run, job, _lost(run, now, message), now)
     crashed = replace(
         run,
-        crashes=run.crashes + 1,
+        crashes=_crashes(run),
         finished_at=now,
         error=Failure(kind="worker_lost", message=message),
     )

@@ -70,6 +70,7 @@ Lane = Literal["async", "process"]
 NULL: Final = msgspec.Raw(b"null")  # no result
 KEPT_ATTEMPTS: Final = 150  # in a run's document: more than the most that a job may ask for
 QUARANTINE_AFTER: Final = 3  # workers taken down by one run
+DOUBTED_AFTER: Final = 10  # lost workers that held the run, whether it is known to have begun there or not
 SKIPPED_RECORDS: Final = 1_000  # occurrences recorded one by one; the rest share one summary run
 MAX_RESULT_BYTES: Final = 256 * 1024  # of a function's return value as JSON; more belongs in a file
 MAX_LOG_BYTES: Final = 10 * 1024 * 1024  # of each stream that is kept
