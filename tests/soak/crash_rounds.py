@@ -1,4 +1,4 @@
-"""Twenty crash rounds, printed: `python tests/soak/crash_rounds.py [rounds] [seed]`; exits with 1 if one lost anything."""
+"""Twenty crash rounds, printed: `python tests/soak/crash_rounds.py [rounds] [seed]`; exits with 1 on any loss."""
 
 from __future__ import annotations
 

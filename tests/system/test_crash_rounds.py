@@ -46,7 +46,7 @@ def judged(name: str, runs: list[dict[str, Any]], **seen: list[int]) -> tuple[in
 
 
 def test_the_checker_sees_what_it_is_for() -> None:
-    """A gap, a run without a mark, a miss that the policy does not allow, a run that nobody owes, one that ran twice."""
+    """A gap, a run without a mark, a miss that the policy forbids, a run that nobody owes, one that ran twice."""
     good = ticks(_0="succeeded", _1="succeeded", _2="succeeded")
     assert judged("function, all", good) == (0, 0, 0)
     assert judged("function, all", [good[0], good[2]]) == (1, 0, 0)
