@@ -28,7 +28,8 @@ MAX_QUEUED_ROWS: Final = 200_000  # beyond these a call is refused
 
 T = TypeVar("T")
 
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: of the process, or of the file system
+_FSYNC: Final = (apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC)
 
 
 class Transaction:
@@ -232,7 +233,11 @@ def translated(problem: Exception, db: apsw.Connection) -> Exception:
     """An error of SQLite as one of ours; what is not SQLite's stays as it is."""
     if isinstance(problem, apsw.FullError):
         return StorageFull()
-    if isinstance(problem, apsw.IOError) and db.system_errno in _NO_SPACE:
+    if (
+        isinstance(problem, apsw.IOError)
+        and db.system_errno in _NO_SPACE
+        and getattr(problem, "extendedresult", 0) not in _FSYNC  # whatever its reason, what is on the disk is unknown
+    ):
         return StorageFull()
     if isinstance(problem, apsw.IOError | apsw.CorruptError | apsw.NotADBError | apsw.CantOpenError | apsw.BusyError):
         return Unavailable(f"SQLite: {problem}")
