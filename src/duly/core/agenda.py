@@ -111,13 +111,17 @@ class Agenda:
                 cause = "clock" if self.steps.jumped_over(run.due_at) else "catch_up"
             entry = Entry(run, job, _group(job), run.due_at + job.max_lateness, cause)
             self._known[key] = entry
-            if run.due_at <= self._horizon:
-                self._make_ready(entry)
-            else:
-                self._count += 1
-                heapq.heappush(self._future, (run.due_at, self._count, entry))
+            self._plan(entry)
             taken += 1
         return taken
+
+    def _plan(self, entry: Entry) -> None:
+        """Ready if it is within the lead; one that was held may not be any more, if the clock went back."""
+        if entry.run.due_at <= self._horizon:
+            self._make_ready(entry)
+        else:
+            self._count += 1
+            heapq.heappush(self._future, (entry.run.due_at, self._count, entry))
 
     def forget(self, key: RunKey) -> None:
         """A run that is not waiting any more, or not as it was."""
@@ -343,7 +347,7 @@ class Agenda:
         if not others:
             del self._out_of_job[key[0]]
             for entry in self._held.pop(key[0], {}).values():
-                self._make_ready(entry)
+                self._plan(entry)
         return True
 
     def is_out(self, key: RunKey, attempt: int) -> bool:
@@ -354,6 +358,11 @@ class Agenda:
     def out_at(self, worker: WorkerId) -> list[tuple[RunKey, int]]:
         """The attempts that count as out at a worker."""
         return [(key, attempt) for key, (attempt, holder, _) in self._out.items() if holder == worker]
+
+    def orphans(self) -> list[tuple[RunKey, int, WorkerId]]:
+        """Attempts that count as out at workers that have no seat here."""
+        seats = self.seats
+        return [(key, attempt, holder) for key, (attempt, holder, _) in self._out.items() if holder not in seats]
 
     # -- fleet ----------------------------------------------------------------------------------------------
 

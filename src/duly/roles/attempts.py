@@ -111,8 +111,10 @@ class Attempts:
         if message.now is not None:
             shard.offset.hear(arrived, message.now)
         offset = shard.offset.value
-        if offset is None:  # not answered yet: this machine's clock is the best guess
-            offset = clock.wall() - arrived
+        if offset is None:  # not answered yet: by the message itself nothing can start early, whatever this clock says
+            offset = (clock.wall() if message.now is None else message.now) - arrived
+        if shard.trusted_until is not None and arrived > shard.trusted_until:
+            return {}  # its lease may be over, so that the shard takes for granted that nothing more begins here
         held_by_key, counts, name = self._held, shard.held, shard.name
         batches: dict[str, list[Held]] = {}
         for assignment in message.batch:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -69,6 +70,8 @@ class Reporter:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._in_flight = 0
+        self._under_way: dict[int, list[tuple[RunKey, WorkerEvent]]] = {}
+        self._reports = 0
         self._soon = False
         self._closed = False
         self._linger: asyncio.TimerHandle | None = None
@@ -79,6 +82,12 @@ class Reporter:
     def backed_up(self) -> bool:
         """So much is unanswered that no more work should be taken."""
         return len(self._queue) > BACKED_UP
+
+    def untold(self) -> Iterator[tuple[RunKey, int]]:
+        """Attempts that are over here, of which no servicer has answered yet that it knows."""
+        for key, event in chain(self._queue, *self._under_way.values()):
+            if not isinstance(event, Begun | Started):
+                yield key, event.attempt
 
     def add(self, key: RunKey, event: WorkerEvent | Begun) -> None:
         """Tell this, soon."""
@@ -134,8 +143,11 @@ class Reporter:
 
     async def _deliver(self, batch: list[tuple[RunKey, WorkerEvent]]) -> None:
         pause = RETRY_FIRST
+        self._reports += 1
+        number = self._reports
         try:
             while batch:
+                self._under_way[number] = batch
                 report = Report(worker=self._worker(), shard=self.shard, events=tuple(batch), capacity=self._capacity())
                 try:
                     answer = await self._broker.request(REPORTS, report, timeout=ANSWER_WITHIN)
@@ -149,6 +161,7 @@ class Reporter:
                     pause = min(2 * pause, RETRY_LAST)
         finally:
             self._in_flight -= 1
+            self._under_way.pop(number, None)
             self._flush()
 
     def _answered(self, batch: list[tuple[RunKey, WorkerEvent]], words: tuple[str, ...]) -> list[Any]:

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from duly.core.agenda import Agenda, Placement
-from duly.core.errors import DulyError, Fenced
+from duly.core.errors import DulyError, Fenced, OutcomeUnknown
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.machine import CancelAsked, Dispatch, Overlapped, Refusal, Transition, WorkerLost, step
 from duly.core.messages import (
@@ -61,12 +61,11 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     worker_ttl: int = 5 * SECOND
 
 
-class _Sent(msgspec.Struct):
-    """An Assign that a worker has not confirmed yet."""
+class _Missing(msgspec.Struct):
+    """Attempts that count as out at a worker whose last beat, at `at`, did not hold them; and since when that is so."""
 
-    number: int
     at: int
-    attempts: tuple[tuple[RunKey, int], ...]
+    since: dict[tuple[RunKey, int], int]
 
 
 class Scheduler(Loop):
@@ -104,7 +103,8 @@ class Scheduler(Loop):
         self._cursor: tuple[int, str, int] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
-        self._unconfirmed: dict[WorkerId, list[_Sent]] = {}
+        self._missing: dict[WorkerId, _Missing] = {}
+        self._committing: set[tuple[RunKey, int]] = set()  # they count as out, and may not be yet
         self._subscriptions: list[Subscription] = []
 
     @property
@@ -176,7 +176,11 @@ class Scheduler(Loop):
         self._next_renewal = asked_at + ttl // 3
         if self.term is None or self.term.fence != term.fence:
             self.term = term
-            await self._take_over()
+            try:
+                await self._take_over()
+            except BaseException:  # whoever leads without knowing what is out lets runs overlap
+                self._step_down("taking over failed")
+                raise
         self.term = term
         return self.leading
 
@@ -186,7 +190,7 @@ class Scheduler(Loop):
             self._telemetry.fence(self.shard, 0)
         self.term = None
         self._agenda.clear()
-        self._unconfirmed.clear()
+        self._missing.clear()
         self._cursor = None
 
     async def _take_over(self) -> None:
@@ -194,7 +198,10 @@ class Scheduler(Loop):
         assert self.term is not None
         log.info("shard %s: leading as %s, fence %d", self.shard, self.owner, self.term.fence)
         self._telemetry.fence(self.shard, self.term.fence)
+        await self._settle()  # a dispatch that commits after the reading would be out without being known
         self._agenda.clear()
+        monotonic = self._clock.monotonic()
+        self._missing = {worker: _Missing(monotonic, {}) for worker in self._agenda.seats}
         self._cursor = None
         after: RunKey | None = None
         while True:
@@ -215,6 +222,7 @@ class Scheduler(Loop):
         if monotonic >= self._next_recovery:
             self._next_recovery = monotonic + self._settings.refill
             await self._recover(now)
+            await self._forget_silent()
         await self._decide_overlaps(now)
         while len(self._in_flight) < IN_FLIGHT:
             placements = self._agenda.pick(now, self._settings.lead, MAX_ASSIGN)
@@ -286,12 +294,19 @@ class Scheduler(Loop):
                 continue
             transitions.append(outcome)
             given.append(placement)
+        committing = [(placement.run.key, placement.run.attempt + 1) for placement in given]
+        self._committing.update(committing)
         try:
             losers = set(await self._apply(transitions))
+        except OutcomeUnknown:
+            self._step_down("what became of a dispatch is unknown")  # taking over again reads what is out
+            raise
         except BaseException:
-            for placement in given:  # the store knows what became of them; the refill brings back what waits
+            for placement in given:  # nothing was written; the refill brings back what waits
                 self._agenda.ended(placement.run.key, placement.run.attempt + 1)
             raise
+        finally:
+            self._committing.difference_update(committing)
         batches: dict[WorkerId, list[Assignment]] = {}
         opened: list[tuple[Run, Job]] = []
         sent = 0
@@ -331,8 +346,6 @@ class Scheduler(Loop):
             return
         number = self._numbers.get(worker, 0) + 1
         self._numbers[worker] = number
-        attempts = tuple((assignment.run.key, assignment.run.attempt) for assignment in batch)
-        self._unconfirmed.setdefault(worker, []).append(_Sent(number, self._clock.monotonic(), attempts))
         message = Assign(shard=self.shard, fence=self.term.fence, number=number, batch=tuple(batch), now=now)
         await self._broker.publish(inbox(worker), message)
 
@@ -352,6 +365,8 @@ class Scheduler(Loop):
                     await self._cancel(key, attempt, worker, now)
 
     async def _cancel(self, key: RunKey, attempt: int, worker: WorkerId, now: int) -> None:
+        if (key, attempt) in self._committing:
+            await self._settle()
         found = (await self._store.load([key]))[0]
         if found is None or not found[0].state.active:
             self._agenda.ended(key, attempt)
@@ -390,9 +405,9 @@ class Scheduler(Loop):
         """Apply what recovery decided, and take into the agenda what waits again."""
         losers = set(await self._apply(transitions))
         for index, (transition, (run, job)) in enumerate(zip(transitions, pairs, strict=True)):
-            self._agenda.ended(run.key, run.attempt)
             if index in losers:
-                continue
+                continue  # it changed meanwhile: if it still is not there, that will be noticed again
+            self._agenda.ended(run.key, run.attempt)
             if transition.run.state.terminal:
                 self._telemetry.runs_ended([transition.run])
             else:
@@ -400,30 +415,60 @@ class Scheduler(Loop):
             opened = [transition.run, *transition.opened]
             self._agenda.add([(each, job) for each in opened if self._is_near(each, now)], now)
 
-    async def _redeliver(self, worker: WorkerId, seen: int, now: int) -> None:
-        """Attempts of Assigns that the worker has not seen after a while never arrived: they wait again."""
-        waiting = self._unconfirmed.get(worker)
-        if not waiting:
-            return
+    async def _reconcile(self, worker: WorkerId, held: tuple[tuple[RunKey, int], ...], now: int) -> None:
+        """Attempts that count as out at a worker that does not hold them, beat after beat, are not there.
+
+        They never arrived (a message or the scheduler that was to send it was lost), were dropped when the worker
+        could not trust its lease, or have ended and nobody was told.
+        """
         monotonic = self._clock.monotonic()
-        kept = [sent for sent in waiting if sent.number > seen]
-        overdue = [sent for sent in kept if monotonic - sent.at > UNDELIVERED_AFTER]
-        self._unconfirmed[worker] = [sent for sent in kept if sent not in overdue]
-        keys = [pair for sent in overdue for pair in sent.attempts]
-        if not keys:
-            return
-        found = await self._store.load([key for key, _ in keys])
+        holds = set(held)
+        before = self._missing.get(worker)
+        if before is None or monotonic - before.at > UNDELIVERED_AFTER:
+            before = _Missing(monotonic, {})  # it was silent, so what it says may be older than what it was sent
+        missing = {
+            pair: before.since.get(pair, monotonic)
+            for pair in self._agenda.out_at(worker)
+            if pair not in holds and pair not in self._committing
+        }
+        self._missing[worker] = _Missing(monotonic, missing)
+        overdue = [pair for pair, since in missing.items() if monotonic - since >= UNDELIVERED_AFTER]
+        if overdue:
+            await self._not_there(worker, overdue, now)
+
+    async def _not_there(self, worker: WorkerId, attempts: list[tuple[RunKey, int]], now: int) -> None:
+        """What the store has at this worker waits again, or is lost as its job says; the rest is not out any more."""
+        found = await self._store.load([key for key, _ in attempts])
         transitions: list[Transition] = []
         pairs: list[tuple[Run, Job]] = []
-        for (_, attempt), pair in zip(keys, found, strict=True):
-            if pair is None:
+        for (key, attempt), pair in zip(attempts, found, strict=True):
+            if pair is None or not _is_at(pair[0], attempt, worker):
+                self._agenda.ended(key, attempt)
                 continue
             event = WorkerLost(attempt=attempt, worker=worker, lease_until=now, delivered=False)
-            outcome = step(pair[0], pair[1], event, now)
+            outcome = step(pair[0], pair[1], event, now, self._dice())
             if isinstance(outcome, Transition):
                 transitions.append(outcome)
                 pairs.append(pair)
         await self._carry_out(transitions, pairs, now)
+
+    async def _forget_silent(self) -> None:
+        """Workers that do not beat are given nothing more; what has ended there without a word is not out any more."""
+        oldest = self._clock.monotonic() - self._settings.worker_ttl
+        for worker in [worker for worker, told in self._missing.items() if told.at < oldest]:
+            del self._missing[worker]
+            self._agenda.unseat(worker)
+        orphans = [
+            (key, attempt, worker)
+            for key, attempt, worker in self._agenda.orphans()
+            if (key, attempt) not in self._committing
+        ]
+        if not orphans:
+            return
+        found = await self._store.load([key for key, _, _ in orphans])
+        for (key, attempt, worker), pair in zip(orphans, found, strict=True):
+            if pair is None or not _is_at(pair[0], attempt, worker):
+                self._agenda.ended(key, attempt)
 
     # -- what others tell -----------------------------------------------------------------------------------
 
@@ -457,7 +502,7 @@ class Scheduler(Loop):
             self._agenda.unseat(written.id)
             return BeatAnswer(shard=self.shard, now=now, lease_until=min(written.lease_until, now), stale=message.held)
         self._agenda.seat(written, message.capacity)
-        await self._redeliver(written.id, message.seen.get(self.shard, 0), now)
+        await self._reconcile(written.id, message.held, now)
         stale = await self._stale(written.id, message.held)
         self._wake.set()
         # The worker counts the lease from the moment it asked, so it is told how long that is: the clock may have
@@ -473,8 +518,11 @@ class Scheduler(Loop):
         found = await self._store.load([key for key, _ in unknown])
         stale = []
         for (key, attempt), pair in zip(unknown, found, strict=True):
-            run = None if pair is None else pair[0]
-            current = run is not None and run.state.active and run.attempt == attempt and run.worker == worker
-            if not current:
+            if pair is None or not _is_at(pair[0], attempt, worker):
                 stale.append((key, attempt))
         return tuple(stale)
+
+
+def _is_at(run: Run, attempt: int, worker: WorkerId) -> bool:
+    """True while the store has this attempt out at this worker."""
+    return run.state.active and run.attempt == attempt and run.worker == worker

@@ -255,7 +255,7 @@ class Worker(Loop):
             clock_offset=shard.offset.value or 0,
             state="ready" if self.state == "started" else "draining",
         )
-        held = tuple((held.key, held.attempt) for held in self.attempts.of(shard))
+        held = (*((held.key, held.attempt) for held in self.attempts.of(shard)), *shard.reporter.untold())
         beat = Beat(worker=row, capacity=capacity, held=held, seen={shard.name: shard.seen})
         sent = self._clock.monotonic()
         try:
