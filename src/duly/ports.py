@@ -168,8 +168,9 @@ class Store(Protocol):
     ) -> list[int]:
         """Carry out transitions, all in one commit; returns the indexes of the losers.
 
-        A transition wins if the run still has (was_state, was_attempt, was_worker) and, while it waits, the
-        job_version that the decision saw: a run that `change` replaced is another run. A loser changes nothing,
+        A transition wins if the run still has (was_state, was_attempt, was_worker), a cancel noted or not as
+        `was_cancelled` says and, while it waits, the job_version that the decision saw: a run that `change`
+        replaced is another run. A loser changes nothing,
         its opened runs included. Runs that end move to history; opened runs that exist already stay as they
         are. With a fence (then `shard` is named): if it is not the shard's current one, nothing is written
         and Fenced is raised. All transitions of a call may lie on different shards only without a fence.

@@ -172,13 +172,14 @@ class _Batch:
                 run.job_version,
             )
             if state >= _SUCCEEDED:
-                self.taken.append(key)
+                self.taken.append((*key, t.was_cancelled))
                 self.ended.append(history_row(run, now))
                 self.opening.refer(run)
             elif t.columns_only:
                 self.columns.append((state, run.attempt, run.worker, run.dispatched_at, *key))
             else:
-                row = (state, run.attempt, run.worker, run.dispatched_at, run.job_version, run.late, encode(run), *key)
+                columns = (state, run.attempt, run.worker, run.dispatched_at, run.job_version, run.late, encode(run))
+                row = (*columns, run.cancel is not None, *key, t.was_cancelled)
                 (self.documents if state else self.returned).append(row)
                 self.opening.refer(run)
             moves[t.was_state.value, state] += 1

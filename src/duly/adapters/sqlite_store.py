@@ -17,6 +17,7 @@
     run.scheduled  scheduled_at     (job, scheduled) is unique: a run cannot exist twice
     run.dispatched dispatched_at    together with state, attempt, worker and due it overrides the document
     run.version    job_version      compared while the run waits: one that a change has replaced is another run
+    run.cancelled  a cancel was noted while an attempt is out: compared, so that no report undoes it
     run.manual     not of the schedule, so that a change leaves it      run.late, history.late  for the filter
     history.started  whether its code ever began: what `last_run` is picked by      history.finished  for pruning
     *.doc          the value as JSON, defaults left out (`cast(doc as text)` shows it)

@@ -58,7 +58,7 @@ class CancelAsked(msgspec.Struct, frozen=True):
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
-    """The lease of the attempt's worker ended at `lease_until`, or the attempt never reached it (`delivered`)."""
+    """The lease of the attempt's worker ended at `lease_until`; or it lives and does not hold it (not `delivered`)."""
 
     attempt: int
     worker: WorkerId
@@ -72,6 +72,7 @@ Event = Dispatch | Overlapped | CancelAsked | WorkerLost | WorkerEvent
 class Transition(msgspec.Struct, frozen=True, gc=False):
     """A decision: what the store compares, the run as it will be, and the runs that this opens.
 
+    `was_cancelled`: a cancel had been asked for; while an attempt is out that may come between decision and commit.
     `columns_only`: nothing but state, attempt, worker and dispatched_at differs, so that the document need
     not be written again.
     """
@@ -82,6 +83,7 @@ class Transition(msgspec.Struct, frozen=True, gc=False):
     run: Run
     opened: tuple[Run, ...] = ()
     columns_only: bool = False
+    was_cancelled: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -161,8 +163,9 @@ def _after_the_end(run: Run, event: Event) -> Refusal:
 
 
 def _dispatch(run: Run, job: Job, event: Dispatch, now: int) -> Transition | Refusal:
-    if job.state == "deleted":
-        return _end_unstarted(run, job, RunState.CANCELLED, "job deleted", now)
+    if job.state == "deleted" or (job.state == "paused" and not run.manual and _unstarted(run)):
+        # It was opened by an end that was decided before the change and committed after it.
+        return _end_unstarted(run, job, RunState.CANCELLED, f"job {job.state}", now)
     held_by = event.held_by or run.held_by
     if policy.misfired(job, run, now):
         chosen, records = policy.catch_up(job, run, now)
@@ -216,7 +219,7 @@ def _end_unstarted(run: Run, job: Job, state: RunState, reason: str, now: int) -
 
 
 def _changed(run: Run, after: Run, opened: tuple[Run, ...] = ()) -> Transition:
-    return Transition(run.state, run.attempt, run.worker, after, opened)
+    return Transition(run.state, run.attempt, run.worker, after, opened, was_cancelled=run.cancel is not None)
 
 
 def _started(run: Run, job: Job, started_at: int | None, cause: LateCause | None, isolation: str = "") -> Run:
@@ -369,7 +372,8 @@ def _superseded(run: Run, job: Job, now: int) -> Transition:
         )
         return _changed(run, waiting)
     ended = replace(run, state=RunState.CANCELLED, reason="job changed: not in the new schedule", finished_at=now)
-    return _changed(run, ended)
+    following = policy.run_after_unrun(job, run, now) if schedule.kind == "delay" else None  # others have theirs
+    return _changed(run, ended, () if following is None else (following,))
 
 
 def _stopped(run: Run, job: Job, event: Stopped, now: int) -> Transition:
@@ -410,15 +414,16 @@ def _crashes(run: Run) -> int:
 def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
     """The worker vanished. What certainly never began costs nothing; the rest is a crash, or lost at most once."""
     clear = run.dispatched_at is None or run.dispatched_at <= now  # else the clock was set back: nothing compares
-    never_began = run.state == RunState.DISPATCHED and (
-        not event.delivered or (clear and event.lease_until <= run.due_at)
-    )
+    # Not delivered: a message may still be on its way, or a start untold. Harmless, unless it must not happen twice.
+    unused = clear and event.lease_until <= run.due_at if event.delivered else job.delivery == "at_least_once"
+    never_began = run.state == RunState.DISPATCHED and unused
     if run.cancel or job.state == "deleted":
         why = run.cancel or "job deleted"
         return _end(run, job, replace(run, state=RunState.CANCELLED, reason=why, finished_at=now), now)
     if never_began:
         return _released(run, job, Released(attempt=event.attempt, worker=event.worker, reason="undelivered"), now)
-    message = f"worker {event.worker} was not heard of within its lease"
+    what = "was not heard of within its lease" if event.delivered else "no longer holds it"
+    message = f"worker {event.worker} {what}"
     if job.delivery == "at_most_once":
         return _end(run, job, _lost(run, now, message), now)
     crashed = replace(

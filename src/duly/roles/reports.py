@@ -92,7 +92,7 @@ class ReportDesk:
         for word in words:
             if word not in ("ok", "duplicate"):
                 self._telemetry.report_refused(word)
-        await self._tell(report, ended, started, opened, now)
+        await self._tell(report, words, ended, started, opened, now)
         return ReportAnswer(words=tuple(words))
 
     async def _decide(self, report: Report, indexes: list[int], words: list[str], now: int) -> dict[RunKey, _Decided]:
@@ -145,13 +145,18 @@ class ReportDesk:
     async def _tell(
         self,
         report: Report,
+        words: list[str],
         ended: list[tuple[Run, Job]],
         started: list[tuple[Run, Job]],
         opened: list[tuple[Run, Job]],
         now: int,
     ) -> None:
         """Tell the scheduler of freed slots and opened runs, and those who watch."""
-        free = tuple((key, event.attempt) for key, event in report.events if not isinstance(event, Started))
+        free = tuple(
+            (key, event.attempt)
+            for (key, event), word in zip(report.events, words, strict=True)
+            if not isinstance(event, Started) and word != "lost_race"
+        )
         if free or opened or report.capacity:
             await self._broker.publish(
                 hints(report.shard),
@@ -183,4 +188,5 @@ def _compose(first: Transition, then: Transition) -> Transition:
         first.was_worker,
         then.run,
         first.opened + then.opened,
+        was_cancelled=first.was_cancelled,
     )

@@ -72,7 +72,10 @@ class RunDesk(Desk):
         run, _ = await self._pair(run_id, namespace)
         if run.state.terminal and run.state != RunState.CANCELLED:
             raise Conflict(f"the run has ended as {run.state.word}")
-        return self._run_view(await self._ask_cancel(run.key, "cancelled by request"))
+        run = await self._ask_cancel(run.key, "cancelled by request")
+        if run.state.terminal and run.state != RunState.CANCELLED:
+            raise Conflict(f"the run has just ended as {run.state.word}")
+        return self._run_view(run)
 
     async def _ask_cancel(self, key: RunKey, reason: str) -> Run:
         for _ in range(TRIES):

@@ -25,13 +25,13 @@ select doc from job where id = ?
 -- name: insert_run
 -- A run that is there or was there stays as it is: nothing fires twice.
 insert into run
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
+select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 0
  where not exists (select 1 from history where job = ?2 and scheduled = ?3)
 on conflict do nothing
 
 -- name: insert_first_run
 -- For a job that is new in this transaction, so that it cannot have history.
-insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
+insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) on conflict do nothing
 
 -- name: insert_history
 -- Terminal is final: the record that is there first stays.
@@ -45,7 +45,8 @@ select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
 on conflict do nothing
 
 -- The next six compare what the decision was made on. `version` is compared while the run waits: one that a change
--- of its job has replaced is another run. `not indexed` keeps to the primary key, past the index on the same columns.
+-- of its job has replaced is another run. `cancelled`: a cancel noted between decision and commit must not be undone.
+-- `not indexed` keeps to the primary key, past the index on the same columns.
 
 -- name: move_columns
 -- The fast form finds the row by its primary key; a miss proves nothing (due may differ): ask the exact form.
@@ -59,25 +60,27 @@ update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4
    and (state <> 0 or version = ?11)
 
 -- name: move_document
-update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?, version = ?, late = ?, doc = ?
+update run not indexed
+   set state = ?, attempt = ?, worker = ?, dispatched = ?, version = ?, late = ?, doc = ?, cancelled = ?
  where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
-   and (state <> 0 or version = ?)
+   and (state <> 0 or version = ?) and cancelled = ?
 
 -- name: move_document_exactly
 -- Only a run that goes back to waiting gets another `due`, so only this form moves the row within the table.
-update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4, version = ?5, late = ?6, doc = ?7, due = ?8
- where job = ?9 and scheduled = ?10 and state = ?11 and attempt = ?12 and worker = ?13
-   and (state <> 0 or version = ?14)
+update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4, version = ?5, late = ?6, doc = ?7,
+       cancelled = ?8, due = ?9
+ where job = ?10 and scheduled = ?11 and state = ?12 and attempt = ?13 and worker = ?14
+   and (state <> 0 or version = ?15) and cancelled = ?16
 
 -- name: take_run
 delete from run not indexed
  where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
-   and (state <> 0 or version = ?)
+   and (state <> 0 or version = ?) and cancelled = ?
 
 -- name: take_run_exactly
 delete from run
  where job = ?2 and scheduled = ?3 and state = ?4 and attempt = ?5 and worker = ?6
-   and (state <> 0 or version = ?7)
+   and (state <> 0 or version = ?7) and cancelled = ?8
 
 -- name: waiting_of_job
 select scheduled, attempt, manual from run where job = ? and state = 0
