@@ -72,6 +72,8 @@ def first_run(job: Job, after: int, ordinal: int = 1) -> Run | None:
         return None
     schedule = schedule_of(job)
     at = schedule.next_after(after)
+    if at is None and schedule.kind == "delay":
+        at = schedule.after_completion(after)  # its only instant has passed: it goes on from here
     return None if at is None else open_run(job, at, ordinal)
 
 

@@ -46,6 +46,8 @@ from duly.roles.runs import RunDesk
 MINTS: Final = 16  # ids tried until one lies on a live shard
 SLICE: Final = 1_000  # jobs in one commit of a batch
 BULK_PAGE: Final = 500
+PAGES_AHEAD: Final = 50  # of a thousand runs that have ended before their time
+ENDED: Final = tuple(state for state in RunState if state.terminal)
 BULK_ERRORS: Final = 100
 SCHEDULE_FIELDS: Final = ("schedule", "timezone", "dst", "start", "end", "max_runs", "jitter", "calendar")
 
@@ -303,17 +305,27 @@ class JobDesk(RunDesk):
         after = max([now, *(run.scheduled_at for run in active if not run.manual)])
         if schedule.kind == "delay":
             after = now - 1
-        opened: list[Run] = []
-        for _ in range(TRIES):
-            first = policy.first_run(job, after, ordinal)
-            if first is None:
-                return []
-            known = (await self._store.load([first.key]))[0]
-            if known is None or known[0].state == RunState.WAITING:
-                opened = [first]
+        return await self._on_from(job, after, ordinal)
+
+    async def _on_from(self, job: Job, after: int, ordinal: int) -> list[Run]:
+        """The first occurrence after an instant, and after each that has been already the one that follows it.
+
+        Occurrences ahead may have ended: cancelled before their time, or run before the clock was set back. A run
+        that exists stays as it is, so the schedule, which goes on from run to run, would come to its end there.
+        """
+        been: set[int] = set()
+        cursor: str | None = None
+        for _ in range(PAGES_AHEAD):
+            query = RunQuery(job_id=job.id, states=ENDED, since=after + 1, limit=1_000, cursor=cursor)
+            page = await self._store.page_runs(query)
+            been.update(run.scheduled_at for run in page.items)
+            cursor = page.next
+            if cursor is None:
                 break
-            after = first.scheduled_at  # it has been: cancelled ahead of its time, say
-        return opened
+        schedule = policy.schedule_of(job)
+        before = [after, *sorted(at for at in been if schedule.next_after(at - 1) == at)]
+        coming = [policy.first_run(job, instant, ordinal) for instant in before]
+        return list({run.key: run for run in coming if run is not None and run.scheduled_at not in been}.values())
 
     async def _next_ordinal(self, job: Job) -> int:
         """One more than the occurrences of the job that were started, for `max_runs`."""
