@@ -21,17 +21,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from duly.core.machine import Transition
-from duly.core.model import QUARANTINE_AFTER, Job, JobId, Run, RunKey, RunState, Term, Worker
+from duly.core.model import QUARANTINE_AFTER, Failure, Job, JobId, Run, RunKey, RunState, Term, Worker
 
 SECOND: Final = 1_000_000
 LEAD: Final = 500_000
 STEPPED: Final = 10 * SECOND  # so long after a step of the store's clock, offsets may be wrong
+KNOWN_WITHIN: Final = 10 * SECOND  # a pause or deletion is known to the scheduler, slow store calls included
 TIGHT: Final = 2_000  # µs by which a start may seem early: clocks are compared over a network
 
 _UNITS: Final = {"s": SECOND, "m": 60 * SECOND}
@@ -64,7 +65,10 @@ class Grid(msgspec.Struct):
 class Referee:
     """Judges each effect by what it saw before. `note` is called with everything that counts, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], None]) -> None:
+        """`stop` ends the world: an invariant was broken."""
+        self.stop = stop
+        self.broken: Violation | None = None
         self.counts: Counter[str] = Counter()
         self.jobs: dict[JobId, Job] = {}
         self.acknowledged: set[JobId] = set()
@@ -83,6 +87,8 @@ class Referee:
         self._holders: dict[int, str] = {}
         self._leases: dict[str, int] = {}
         self._stepped_at = -STEPPED
+        self._stated: dict[JobId, int] = {}
+        self._left: dict[JobId, tuple[int, int]] = {}  # of the runs that were out lately: newest instant, true time
         self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
         self._froze: dict[Any, int] = {}
 
@@ -100,9 +106,13 @@ class Referee:
         return self._trace.hexdigest()
 
     def require(self, holds: bool, number: int, name: str, text: object) -> None:
-        """Raises Violation."""
+        """Raises Violation, and lets the world know: whoever it is raised into may be a task that nobody awaits."""
         if not holds:
-            raise Violation(number, name, str(text))
+            violation = Violation(number, name, str(text))
+            if self.broken is None:
+                self.broken = violation
+                self.stop()
+            raise violation
 
     def died(self, life: Any) -> None:
         """A process was killed, and with it what ran in it."""
@@ -114,7 +124,7 @@ class Referee:
         self._froze[life] = monotonic
 
     def clock_stepped(self, monotonic: int) -> None:
-        """The store's clock was set; `monotonic` is true time."""
+        """The store's clock was set, at `monotonic` in true time."""
         self._stepped_at = monotonic
 
     @property
@@ -165,12 +175,28 @@ class Referee:
                 and (job.state == "deleted" or not (known.run.attempt or known.run.manual))
             ]
             unstarted = [key[1] for key in waiting if not self.runs[key].run.attempt and not self.runs[key].run.manual]
-            self._settle_grid(job.id, min([self.now, *unstarted]))
+            was = self.jobs[job.id]
+            goes_on = (was.state, was.schedule) == (job.state, job.schedule)
+            if not goes_on:
+                self._settle_grid(job.id, min([self.now, *unstarted]))
             for key in waiting:
                 del self.runs[key], self.hot[key]
-            self._grids[job.id] = Grid(job, self.now)
+            if not goes_on:
+                self._grids[job.id] = Grid(job, max(self.now, *self._skipped(job.id, opened)))
+        if self.jobs[job.id].state != job.state:
+            self._stated[job.id] = self.true
         self.jobs[job.id] = job
         self._open(opened)
+
+    def _skipped(self, job_id: JobId, opened: Sequence[Run]) -> list[int]:
+        """Instants up to which a changed schedule owes nothing: those of runs that are out, or were at the decision."""
+        out = [key[1] for key, known in self.hot.items() if key[0] == job_id and not known.run.manual]
+        newest, when = self._left.get(job_id, (0, -STEPPED))
+        if self.true - when < 2 * STEPPED:
+            out.append(newest)
+        if self._unclear:  # the decision may come from before the step
+            out += [run.scheduled_at - 1 for run in opened]
+        return [0, *out]
 
     def _open(self, runs: Sequence[Run]) -> None:
         for run in runs:
@@ -204,7 +230,8 @@ class Referee:
         after = transition.run
         known = self.runs.get(after.key)
         if known is None:
-            raise Violation(34, "a compare-and-set compares", f"{who} changed a run that is not there: {after}")
+            self.require(False, 34, "a compare-and-set compares", f"{who} changed a run that is not there: {after}")
+            raise AssertionError
         before = known.run
         where = f"{after.id}: {before.state.name} {before.attempt} by {before.worker!r} → {after.state.name}"
         where += f" {after.attempt} by {after.worker!r}, told by {who}"
@@ -225,6 +252,10 @@ class Referee:
         if after.state.terminal:
             self.counts[after.state.word] += 1
             del self.hot[after.key]
+            if before.state.active and not after.manual:
+                newest, when = self._left.get(after.job_id, (0, -STEPPED))
+                lately = newest if self.true - when < 2 * STEPPED else 0
+                self._left[after.job_id] = (max(lately, after.scheduled_at), self.true)
         self._open(transition.opened)
 
     def _dispatched(self, known: Known, after: Run, job: Job, fence: int | None, where: str) -> None:
@@ -248,6 +279,7 @@ class Referee:
             self.counts["redispatches"] += 1
         fresh = after.attempt == 1 and not after.manual
         allowed = job.state == "active" or (job.state == "paused" and not fresh)
+        allowed = allowed or self.true - self._stated[job.id] < KNOWN_WITHIN
         self.require(allowed, 33, "paused and deleted jobs start nothing", f"{job.state}: {where}")
         if job.overlap != "allow":
             others = [key for key, each in self.hot.items() if key[0] == job.id and each.run.state.active]
@@ -258,7 +290,9 @@ class Referee:
             return
         self.counts["misfires started"] += 1
         name = "a misfire becomes what its policy says"
-        self.require(job.misfire != "skip", 32, name, f"{run.id} started {decided - run.due_at} µs late in spite of skip")
+        self.require(
+            job.misfire != "skip", 32, name, f"{run.id} started {decided - run.due_at} µs late in spite of skip"
+        )
         period = period_of(job)
         if period is not None and job.misfire == "run_latest":
             behind = (decided - run.scheduled_at) // period
@@ -270,9 +304,7 @@ class Referee:
         self.require(after.attempt == before.attempt, 9, name, where)
         if after.crashes > before.crashes:
             self.counts["crashed attempts"] += 1
-            told_lost = after.attempts and after.attempts[-1].state == "lost"
-            if told_lost:
-                self._judge_loss(before, where)
+            self._judge_loss(before, after.error, where)
             self.require(after.crashes < QUARANTINE_AFTER, 16, "what is quarantined or final is not handed out", where)
         elif after.failures > before.failures:
             self.counts["retries"] += 1
@@ -282,14 +314,20 @@ class Referee:
             known.releases += 1
             self.counts["handed back"] += 1
 
-    def _judge_loss(self, before: Run, where: str) -> None:
+    def _judge_loss(self, before: Run, error: Failure | None, where: str) -> None:
         """An attempt was taken from its worker: its lease must be over, and its code must have stopped."""
-        left = self._leases.get(before.worker, 0) - self.true
-        self.require(left <= 0, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
+        if error is None or error.kind != "worker_lost":
+            return
         self.counts["attempts of lost workers"] += 1
         runs_in = self.going.get((before.key, before.attempt))
-        if runs_in is not None and not runs_in.frozen and self.true - self._froze.get(runs_in, -STEPPED) > SECOND:
-            raise Violation(35, "a worker stops before its lease ends", f"it still runs: {where}")
+        if "lease" not in error.message:
+            self.counts["attempts that were not there"] += 1
+            self.require(runs_in is None, 21, "no lease is taken while it runs", f"its worker has it: {where}")
+            return
+        left = self._leases.get(before.worker, 0) - self.true
+        self.require(left <= 0, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
+        awake = runs_in is not None and not runs_in.frozen and self.true - self._froze.get(runs_in, -STEPPED) > SECOND
+        self.require(not awake, 35, "a worker stops before its lease ends", f"it still runs: {where}")
 
     def _ended(self, known: Known, after: Run, where: str) -> None:
         before = known.run
@@ -297,12 +335,12 @@ class Referee:
             token = self._done.get((after.key, before.attempt, before.worker))
             self.require(token is not None, 6, "a completion is that of the current attempt, by its worker", where)
             same = bytes(after.result) == token and after.attempt == before.attempt
-            self.require(same, 6, "a completion is that of the current attempt, by its worker", f"{after.result!r}: {where}")
+            self.require(
+                same, 6, "a completion is that of the current attempt, by its worker", f"{after.result!r}: {where}"
+            )
             self.require(not known.cancelled, 15, "nothing succeeds after an acknowledged cancel", where)
         elif after.state == RunState.LOST:
-            lost = after.error is not None and "lease" in after.error.message
-            if lost:
-                self._judge_loss(before, where)
+            self._judge_loss(before, after.error, where)
 
     def _held(self, owner: str, ttl: int, term: Term, *, release: bool) -> None:
         was = self._term
@@ -315,7 +353,9 @@ class Referee:
         self.require(holder == owner, 2, "fences never fall, one holder each", f"{term} was {holder}'s")
         if was is None or was.owner != owner or was.fence != term.fence:
             left = 0 if was is None else was.expires_at - self.true
-            self.require(left <= 0, 21, "no term is taken while one that was granted runs", f"{left} µs left: {was} → {term}")
+            self.require(
+                left <= 0, 21, "no term is taken while one that was granted runs", f"{left} µs left: {was} → {term}"
+            )
             self.counts["terms"] += 1
             self.note("term", owner, term.fence, self.now)
         self._term = Term(owner=owner, fence=term.fence, expires_at=self.true + (0 if release else ttl))
@@ -333,8 +373,10 @@ class Referee:
 
     # -- what really happens on the workers --------------------------------------------------------------------
 
-    def began(self, who: str, run: Run, job: Job, wall: int, monotonic: int, staged: int) -> None:
-        """A task's code begins. `wall` is the store's clock, `monotonic` true time, `staged` when it was taken in."""
+    def began(self, who: str, run: Run, job: Job, wall: int, monotonic: int, staged: int, doubt: int) -> None:
+        """A task's code begins. `wall` is the store's clock, `monotonic` true time, `staged` when it was taken in;
+        `doubt` is what its worker said then that it might be wrong by about the store's clock.
+        """
         key, attempt = run.key, run.attempt
         self.note("began", key, attempt, str(who))
         self.counts["starts"] += 1
@@ -349,7 +391,9 @@ class Referee:
             self.counts["starts again"] += 1
         if staged - self._stepped_at > STEPPED:
             early = run.due_at - wall
-            self.require(early <= TIGHT, 4, "nothing is handed out or started before its time", f"{early} µs: {where}")
+            self.require(
+                early <= TIGHT + doubt, 4, "nothing is handed out or started before its time", f"{early} µs: {where}"
+            )
 
     def finished(self, run: Run, token: bytes | None) -> None:
         """A task's code is over; with a token, it has succeeded."""
@@ -390,7 +434,9 @@ class Referee:
         for key, known in self.hot.items():
             run = known.run
             over = now - run.due_at
-            self.require(over <= patience, 8, name, f"{run.id} is {run.state.name} ({run.held_by}) {over} µs after its time")
+            self.require(
+                over <= patience, 8, name, f"{run.id} is {run.state.name} ({run.held_by}) {over} µs after its time"
+            )
         for job_id, job in self.jobs.items():
             self._settle_grid(job_id, now - patience)
             if job.state != "active":
@@ -401,7 +447,8 @@ class Referee:
             if job.schedule.startswith("after"):
                 self.require(len(coming) == 1, 8, name, f"{job.schedule} of {job_id} has {coming}")
         for job_id in sorted(self.acknowledged):
-            self.require(job_id in stored, 18, "what was acknowledged is there", job_id)
+            kept = self.jobs[job_id].state != "deleted"  # those that are go when their history has gone
+            self.require(job_id in stored or not kept, 18, "what was acknowledged is there", job_id)
 
 
 def period_of(job: Job) -> int | None:

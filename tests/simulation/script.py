@@ -52,14 +52,15 @@ class Script:
         self._kill = kill
         self._seed = seed
         self._tasks: dict[Held, asyncio.Task[None]] = {}
-        self._staged: dict[Held, int] = {}
+        self._staged: dict[Held, tuple[int, int]] = {}
+        self.doubt: Callable[[], int] = lambda: 0
 
     async def start(self) -> None:
         """Nothing to get ready."""
 
     def stage(self, batch: Sequence[Held]) -> None:
         for held in batch:
-            self._staged[held] = self._loop.micros
+            self._staged[held] = (self._loop.micros, self.doubt())
             self._tasks[held] = asyncio.get_running_loop().create_task(self._run(held))
 
     async def _run(self, held: Held) -> None:
@@ -74,7 +75,7 @@ class Script:
             return
         held.started = self._clock.monotonic()
         self._referee.began(
-            held.run.worker, held.run, held.job, self._store_clock.wall(), self._loop.micros, self._staged[held]
+            held.run.worker, held.run, held.job, self._store_clock.wall(), self._loop.micros, *self._staged[held]
         )
         self._referee.going[held.key, held.attempt] = self._life
         self.sink.started(held, held.started)
@@ -83,16 +84,16 @@ class Script:
         if (fate := fate - tempers.hang) < 0:
             lasts = 3600 * SECOND
         await self._clock.sleep(lasts)
-        if 0 <= fate and (fate := fate - tempers.kill) < 0:
+        if fate >= 0 and (fate := fate - tempers.kill) < 0:
             self._kill(self._life)
             return
         now = self._clock.monotonic()
         self._forget(held)
-        if 0 <= fate and (fate := fate - tempers.fail) < 0:
+        if fate >= 0 and (fate := fate - tempers.fail) < 0:
             self._referee.finished(held.run, None)
             failure = Failure(kind="exception", message="as the seed says")
             self.sink.failed(held, now, failure, started=held.started)
-        elif 0 <= fate and (fate := fate - tempers.crash) < 0:
+        elif fate >= 0 and (fate := fate - tempers.crash) < 0:
             self._referee.finished(held.run, None)
             failure = Failure(kind="signal", message="as the seed says")
             self.sink.failed(held, now, failure, started=held.started, crashed=True)

@@ -89,7 +89,7 @@ class World:
         self.seed = f"duly/{seed}"
         self.dice = self.random("world")
         self.loop = VirtualLoop(self.random("interleaving"))
-        self.referee = Referee()
+        self.referee = Referee(self.loop.stop)
         self.store_clock = NodeClock(self.loop)
         self.store = SqliteStore(":memory:", clock=self.store_clock)
         self.network = Network(self.loop, self.store, self.store_clock, self.referee, self.seed)
@@ -100,7 +100,6 @@ class World:
         self.heal_at = GROW + storms
         self.end_at = self.heal_at + CALM
         self.calm = False
-        self.broken: Violation | None = None
         self.graves: list[Any] = []
         self.hosts = [Host(f"scheduler{n}", "scheduler") for n in range(self.dice.randint(2, 3))]
         self.hosts += [Host(f"worker{n}", "worker") for n in range(self.dice.randint(2, 4))]
@@ -188,6 +187,7 @@ class World:
             runners={"function": script},  # type: ignore[dict-item]
         )
         script.sink = worker.attempts
+        script.doubt = lambda: worker.attempts.shards["s0"].offset.width
         return worker
 
     def kill(self, life: Life, again: bool = True) -> None:
@@ -202,16 +202,11 @@ class World:
         self.loop.later(self.dice.randrange(1, (20 if again else 2) * SECOND), self._restart, host)
 
     def _restart(self, host: Host) -> None:
-        if not self.referee_broken():
-            self.start(host)
+        self.start(host)
 
     def _worker_killed(self, life: Life) -> None:
         self.faults["workers killed by tasks"] += 1
         self.loop.later(0, self.kill, life)
-
-    def referee_broken(self) -> bool:
-        """It is over."""
-        return self.broken is not None
 
     # -- the storm ------------------------------------------------------------------------------------------
 
@@ -277,7 +272,8 @@ class World:
             case "store clock":
                 self.faults["clock steps of the store"] += 1
                 size = self.dice.choice((-300, -3, -1, 2, 10, 60, 600))
-                self.store_clock.skew += int(size * SECOND * self.dice.random())
+                step = int(size * SECOND * self.dice.random())
+                self.store_clock.skew += step
                 self.referee.clock_stepped(self.loop.micros)
             case "blackout":
                 kind = self.dice.choice(("scheduler", "worker", "servicer"))
@@ -362,7 +358,7 @@ class World:
             "retry": {"max_attempts": dice.randint(1, 3), "base": "1s", "cap": "4s"},
             "catchup_window": dice.choice(("10s", "1m", "1h")),
         }
-        if dice.random() < 0.3:
+        if dice.random() < 0.3 and body["schedule"].startswith(("every", "after")):
             body["keep"] = {"runs": 2}
         if body["delivery"] == "at_most_once":
             del body["retry"]
@@ -453,50 +449,44 @@ class World:
         for host in self.hosts:
             role = host.role
             if isinstance(role, Loop) and role.failed is not None and not isinstance(role.failed, DulyError):
-                raise Violation(36, "no process dies of its own code", f"{host.name}: {role.failed!r}")
+                self.referee.require(False, 36, "no process dies of its own code", f"{host.name}: {role.failed!r}")
 
     def trouble(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception that nobody took: a Violation found inside a callback, or a programming error."""
+        """An exception that nobody took."""
         error = context.get("exception")
-        if self.broken is None and error is not None and not isinstance(error, DulyError):
-            self.broken = error if isinstance(error, Violation) else Violation(36, "no process dies", repr(error))
+        if error is not None and not isinstance(error, DulyError | Violation) and self.referee.broken is None:
+            self.referee.broken = Violation(36, "no process dies of its own code", repr(error))
             self.loop.stop()
 
 
-def simulate(seed: int, *, storms: int = 120 * SECOND, raising: bool = False) -> Outcome:
-    """The world of a seed, from beginning to end; what went wrong is in the outcome (or raised)."""
+def simulate(seed: int, *, storms: int = 120 * SECOND) -> Outcome:
+    """The world of a seed, from beginning to end; what went wrong is in the outcome."""
     logging.disable(logging.CRITICAL)
     hook, collects = sys.unraisablehook, gc.isenabled()
     gc.disable()
-    violation: Violation | None = None
     world = World(seed, storms)
-    world.loop.set_exception_handler(world.trouble)
+    loop, referee = world.loop, world.referee
+    loop.set_exception_handler(world.trouble)
     try:
         asyncio.set_event_loop(None)
         try:
-            world.loop.run_until_complete(world.run())
-        except Violation as found:
-            violation = found
-        except RuntimeError:
-            if world.broken is None:
+            loop.run_until_complete(world.run())
+        except (Violation, RuntimeError):
+            if referee.broken is None:
                 raise
-        violation = world.broken or violation
-        if violation is not None and raising:
-            raise violation
+        violation = referee.broken
         told = None if violation is None else (violation.number, violation.name, str(violation))
-        loop, referee = world.loop, world.referee
-        return Outcome(
-            seed, referee.trace, loop.micros, loop.turns, dict(referee.counts), dict(world.faults), told
-        )
+        return Outcome(seed, referee.trace, loop.micros, loop.turns, dict(referee.counts), dict(world.faults), told)
     finally:
         # What is pending runs its `finally` blocks while it is forgotten, in a world that is over: nobody listens.
         sys.unraisablehook = lambda _: None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            world.loop.end()
+            loop.end()
             at_once(world.store.close())
-            world.loop.set_exception_handler(lambda *_: None)
-            del world
+            loop.set_exception_handler(lambda *_: None)
+            violation = referee.broken = None  # their tracebacks hold the world
+            del world, loop, referee
             gc.collect()
         sys.unraisablehook = hook
         if collects:
