@@ -1,6 +1,7 @@
 # make run    start duly here with the examples loaded, and watch them
 # make test   the whole test suite
 # make check  the gate: format, lint, types, layers, tests (CI runs exactly this)
+# make soak   the long versions of what the gate cuts short; each prints its own report
 # Each target does its own set-up in .venv; only Python >= 3.11 and make are needed.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test check format bench clean help
+.PHONY: run test check soak format bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +39,12 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+soak: $(VENV)/dev.stamp
+	$(BIN)/python tests/soak/crash_rounds.py
+	$(BIN)/python tests/soak/hostile_table.py
+	$(BIN)/python tests/soak/power_loss.py
+	$(BIN)/python tests/soak/dst_year.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
