@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make check  the gate: format, lint, types, layers, tests (CI runs exactly this)
 # make soak   the long versions of what the gate cuts short; each prints its own report
+# make versus duly beside its peers (bench/versus/README.md); about 20 minutes
 # Each target does its own set-up in .venv; only Python >= 3.11 and make are needed.
 
 PYTHON ?= python3
@@ -53,5 +54,8 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/run.stamp
 	$(BIN)/duly bench
 
+versus: $(VENV)/run.stamp
+	$(BIN)/python bench/versus/run.py --write docs/comparison.md
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) bench/versus/.venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
