@@ -16,20 +16,29 @@ from duly.core import views
 from duly.core.contract import EventView
 from duly.core.errors import Malformed
 from duly.core.instants import format_instant
-from duly.core.model import Job, Run, RunKey
+from duly.core.model import Job, JobId, Run, RunKey
 
 KEPT: Final = 10_000  # events that a reconnecting stream can still get
 BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, and is told
 
 
-class _Entry(msgspec.Struct):
+class _JobFacts(msgspec.Struct, gc=False):
+    """What an event tells of a job: a log of whole jobs would be large."""
+
+    id: JobId
+    name: str
+    state: str
+    version: int
+
+
+class _Entry(msgspec.Struct, gc=False):
     number: int
     kind: str
     at: int
-    run: Run | None
-    job: Job | None
     namespace: str
-    data: dict[str, object]
+    run: Run | None = None
+    job: _JobFacts | None = None
+    data: dict[str, object] | None = None
 
 
 class EventLog:
@@ -49,7 +58,7 @@ class EventLog:
         """Runs that were opened, started or ended."""
         for run, job in pairs:
             self._number += 1
-            self._entries.append(_Entry(self._number, kind, at, run, None, job.namespace, {}))
+            self._entries.append(_Entry(self._number, kind, at, job.namespace, run))
             if run.state.terminal:
                 self.progress.pop(run.key, None)
                 for waiter in self._waiters.pop(run.key, ()):
@@ -66,7 +75,8 @@ class EventLog:
         self._number += skipped
         for job in jobs[skipped:]:
             self._number += 1
-            self._entries.append(_Entry(self._number, kind, at, None, job, job.namespace, {}))
+            facts = _JobFacts(job.id, job.name, job.state, job.version)
+            self._entries.append(_Entry(self._number, kind, at, job.namespace, None, facts))
         self._tell()
 
     def progressed(self, run: Run, job: Job, share: float, message: str, at: int) -> None:
@@ -75,7 +85,7 @@ class EventLog:
             self.progress[run.key] = share
         self._number += 1
         data: dict[str, object] = {"progress": share, "message": message}
-        self._entries.append(_Entry(self._number, "run.progress", at, run, None, job.namespace, data))
+        self._entries.append(_Entry(self._number, "run.progress", at, job.namespace, run, None, data))
         self._tell()
 
     def close(self) -> None:
@@ -140,5 +150,5 @@ class EventLog:
             return EventView(id=identity, type=entry.kind, time=time, run_id=run.id, job_id=run.job_id, data=data)
         assert entry.job is not None
         job = entry.job
-        facts = {"name": job.name, "state": job.state, "version": job.version}
+        facts: dict[str, object] = {"name": job.name, "state": job.state, "version": job.version}
         return EventView(id=identity, type=entry.kind, time=time, job_id=job.id, data=facts)
