@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from duly import Duly, current_run
 
@@ -21,3 +22,9 @@ def mark(folder: str, need: int = 1) -> str:
     if current_run.attempt < need:
         raise RuntimeError(f"attempt {current_run.attempt} of {need}")
     return name
+
+
+@app.job()
+async def block(seconds: float) -> None:
+    """Hold the event loop: a mistake that users make."""
+    threading.Event().wait(seconds)
