@@ -2,7 +2,7 @@
 # make test   the whole test suite
 # make check  the gate: format, lint, types, layers, tests (CI runs exactly this)
 # make soak   the long versions of what the gate cuts short; each prints its own report
-# make versus duly beside its peers (bench/versus/README.md); about 20 minutes
+# make versus duly beside its peers (bench/versus/README.md); 20 to 30 minutes
 # Each target does its own set-up in .venv; only Python >= 3.11 and make are needed.
 
 PYTHON ?= python3

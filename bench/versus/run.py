@@ -180,12 +180,16 @@ def pairs(peers: Sequence[str], rounds: int) -> Iterator[tuple[int, str, str]]:
 
 
 def run(peers: Sequence[str], workloads: Sequence[str], plan: dict[str, Any], rounds: int) -> list[Answer]:
-    """All pairs, in order: each {workload, peer, round, base: answer, answer: answer}."""
+    """All pairs, in order: each {workload, peer, round, base: answer, answer: answer}. Ctrl-C ends it early."""
     found: list[Answer] = []
     for number, workload, peer in pairs(peers, rounds):
         if workload not in workloads:
             continue
-        base, other = measure(BASE, workload, plan), measure(peer, workload, plan)
+        try:
+            base, other = measure(BASE, workload, plan), measure(peer, workload, plan)
+        except KeyboardInterrupt:
+            tell("interrupted: this is what there is so far")
+            break
         found.append({"round": number, "workload": workload, "peer": peer, "base": base, "answer": other})
         tell(f"{workload}: duly {brief(base)} | {peer} {brief(other)}")
     return found
