@@ -8,6 +8,7 @@ outcome is unknown. Every effect is shown to the referee at the moment it is acc
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -26,6 +27,7 @@ from simulation.referee import Referee
 
 QUEUE: Final = 10_000
 WRITES: Final = frozenset({"create", "change", "apply", "beat", "expired", "hold", "prune"})
+CALLER: contextvars.ContextVar[NodeClock | None] = contextvars.ContextVar("CALLER", default=None)  # for a mutant
 
 
 class Weather(msgspec.Struct, kw_only=True):
@@ -56,7 +58,6 @@ class Network:
         self.cut: set[str] = set()
         self.deaf: set[str] = set()
         self.store_down = False
-        self.caller: NodeClock | None = None  # the clock of the process whose call takes effect, for a mutant
         self._dice = Random(f"{seed}/network")
         self._store_dice = Random(f"{seed}/store")
         self._groups: dict[str, dict[Any, deque[Subscription]]] = {}
@@ -163,7 +164,7 @@ class Network:
         result: Any = None
         if effect:
             try:
-                self.caller = clock
+                CALLER.set(clock)
                 result = await getattr(self.store, verb)(*args, **kwargs)
             except DulyError as refusal:
                 self.counts[f"refused: {refusal.code}"] += 1

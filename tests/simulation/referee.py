@@ -431,7 +431,7 @@ class Referee:
     def settle(self, now: int, patience: int, stored: set[JobId]) -> None:
         """The end: all that was due `patience` ago has ended, schedules go on, nothing acknowledged is missing."""
         name = "once healed, everything ends and schedules go on"
-        for key, known in self.hot.items():
+        for known in self.hot.values():
             run = known.run
             over = now - run.due_at
             self.require(
