@@ -43,6 +43,7 @@ check: $(VENV)/dev.stamp
 
 soak: $(VENV)/dev.stamp
 	$(BIN)/python tests/soak/crash_rounds.py
+	$(BIN)/python tests/soak/crash_rounds.py 10 7 2
 	$(BIN)/python tests/soak/hostile_table.py
 	$(BIN)/python tests/soak/power_loss.py
 	$(BIN)/python tests/soak/dst_year.py

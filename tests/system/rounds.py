@@ -13,7 +13,9 @@ allows one. What the tasks did is taken from the files that they left, not from 
 from __future__ import annotations
 
 import collections
+import os
 import random  # noqa: TID251 - seeded: chance is what this test is about
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,7 @@ class Report(msgspec.Struct):
 
     seed: int
     rounds: int = 0
+    stillborn: int = 0
     killed_at: list[float] = []
     owed: int = 0
     marks: int = 0
@@ -71,7 +74,8 @@ class Report(msgspec.Struct):
     def line(self) -> str:
         """As one line."""
         return (
-            f"crash rounds (seed {self.seed}): {self.rounds} kills, {self.owed} owed, {self.marks} attempts seen, "
+            f"crash rounds (seed {self.seed}): {self.rounds} kills and {self.stillborn} while starting, "
+            f"{self.owed} owed, {self.marks} attempts seen, "
             f"{self.retried} runs retried, {self.records} allowed records, {self.acknowledged} acknowledged; lost "
             f"{len(self.lost)}, extra {len(self.extra)}, double {len(self.double)}, missing {len(self.missing)}"
         )
@@ -183,7 +187,7 @@ class Load:
             done.writes += 1
 
 
-def crash_rounds(folder: Path, rounds: int, seed: int, *, longest: float = 2.5) -> Report:
+def crash_rounds(folder: Path, rounds: int, seed: int, *, longest: float = 2.5, shards: int = 1) -> Report:
     """Kill the server so many times, let it come to rest, and check."""
     dice = random.Random(seed)
     marks = folder / "marks"
@@ -192,10 +196,21 @@ def crash_rounds(folder: Path, rounds: int, seed: int, *, longest: float = 2.5) 
     done = Acknowledged()
     load = Load(random.Random(seed + 1), marks, done)
     served = Served(
-        folder / "data", "--slots", "4", "--app", "system.marking:app", env={"PYTHONPATH": str(TESTS)}, cwd=folder
+        folder / "data",
+        "--slots",
+        "4",
+        "--shards",
+        str(shards),
+        "--app",
+        "system.marking:app",
+        env={"PYTHONPATH": str(TESTS)},
+        cwd=folder,
     )
     try:
         for _ in range(rounds):
+            if report.rounds and dice.random() < 0.3:
+                stillborn(served, dice.uniform(0.03, 0.5))
+                report.stillborn += 1
             served.start().close()
             gone = threading.Event()
             failed: list[BaseException] = []
@@ -217,11 +232,26 @@ def crash_rounds(folder: Path, rounds: int, seed: int, *, longest: float = 2.5) 
             check(http, done, marks, horizon, report)
         status, stderr = served.stop()
         assert status == 0, stderr
-        check_tables(folder / "data" / "shard-s0.db", report)
+        for path in sorted((folder / "data").glob("shard-*.db")):
+            check_tables(path, report)
     finally:
         served.kill()
     report.acknowledged = done.writes
     return report
+
+
+def stillborn(served: Served, after: float) -> None:
+    """Kill it while it starts: it may be reading, migrating, recovering, or just have begun to answer."""
+    timer = threading.Timer(after, lambda: os.kill(served.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        served.start().close()
+    except AssertionError as problem:
+        if "Traceback" in str(problem):
+            raise
+    finally:
+        timer.join()
+        served.kill()
 
 
 def _noting(load: Load, url: str, gone: threading.Event, failed: list[BaseException]) -> None:
