@@ -18,6 +18,7 @@ import pytest
 from duly.adapters.sqlite_writer import translated
 from duly.core.errors import StorageFull
 from system.served import Served, until
+from workers.bench import shell, working
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -176,6 +177,25 @@ def test_a_server_starts_on_a_full_disk_or_says_why_not(serve: Callable[..., Ser
     with served.start() as duly:
         assert duly.get(job.id).id == job.id
     assert served.stop()[0] == 0
+
+
+@pytest.mark.parametrize("script", ["echo text", "echo data > output/x"])
+async def test_output_that_cannot_be_stored_fails_the_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """The command ran; its attempt says what could not be kept, and another may succeed. Nothing of it stays."""
+
+    async def full(*_: Any, **__: Any) -> tuple[str, int]:
+        raise StorageFull
+
+    async with working(tmp_path) as bench:
+        monkeypatch.setattr(bench.blobs, "put", full)
+        event = await bench.failed(await bench.give(shell(script)))
+        assert event.error.kind == "limit"
+        assert "could not be stored" in event.error.message
+        assert event.started_at is not None
+        assert event.retryable
+        await bench.until(lambda: not list(bench.scratch.glob("*/commands/*")))
 
 
 def test_a_failed_fsync_is_never_taken_for_a_full_disk() -> None:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from duly.core.errors import DulyError
 from duly.core.instants import SECOND
 from duly.core.model import CommandTask, Failure, Output
 from duly.ports import Blobs
@@ -301,6 +302,14 @@ class CommandRunner:
         if not command.started and not command.refused:
             self._sink.withdrawn(held)
             return
+        try:
+            await self._keep_and_tell(command, status)
+        except DulyError as error:  # the blob store is full, or does not answer: another try may find it better
+            failure = Failure(kind="limit", message=f"its output could not be stored: {error}")
+            self._sink.failed(held, command.finished, failure, started=command.started or None)
+
+    async def _keep_and_tell(self, command: Command, status: int) -> None:
+        held = command.held
         logs = await keep_logs(command.logs, self._blobs)
         if command.refused:
             self._sink.failed(
