@@ -166,6 +166,21 @@ async def test_a_retry_after_a_step_back_waits_for_its_backoff_only(stage: Stage
     assert (run.state, run.attempt) == (RunState.SUCCEEDED, 2)
 
 
+async def test_a_new_blob_does_not_look_old_after_a_step_forward(stage: Stage) -> None:
+    """An upload that no job names yet survives the step; it goes once it has really been unused for so long."""
+    keeper, blobs = stage.node.keeper, stage.node.blobs
+    await keeper.tidy()
+    digest, _ = await blobs.put(b"code to come", limit=100)
+    stage.clock.skew += DAY
+    for _ in range(3):
+        assert await keeper.tidy() == (0, 0)
+        await stage.advance(MINUTE)
+    assert await blobs.size(digest) == 12
+    await stage.advance(HOUR)
+    assert await keeper.tidy() == (0, 1)
+    assert await blobs.size(digest) is None
+
+
 async def test_an_at_most_once_run_is_not_repeated_by_a_step_back(tmp_path: Path) -> None:
     """By the new clock its worker's lease ended long before it was due; by the old one it may have begun."""
     async with Stage(tmp_path) as stage:

@@ -8,6 +8,7 @@ from typing import Final
 
 from duly.core.errors import DulyError
 from duly.core.instants import HOUR, MINUTE, SECOND
+from duly.core.steps import ClockSteps
 from duly.ports import Blobs, Clock, Store
 from duly.roles.loop import Loop
 
@@ -27,11 +28,14 @@ class Keeper(Loop):
         self._clock = clock
         self._interval = interval
         self._swept: str | None = None
+        self._steps = ClockSteps()  # of this machine's clock, which blobs are dated by
+        self._dated_from = 0  # monotonic: until then a blob may look older than it is
 
     async def _up(self) -> None:
         self.spawn(self._work(), "work")
 
     async def _work(self) -> None:
+        self._look()
         while self.state == "started":
             await self._clock.sleep(self._interval)
             try:
@@ -43,8 +47,11 @@ class Keeper(Loop):
         """One whole pass; returns (runs removed, blobs removed).
 
         A blob goes when nothing refers to it and it was not written within `unused_for`: what a prune has just let
-        go of at once, and one page of all blobs each pass, so that nothing stays for ever.
+        go of at once, and one page of all blobs each pass, so that nothing stays for ever. After a step of the clock,
+        which makes new blobs look old, none goes for `unused_for`.
         """
+        if self._look() > 0:
+            self._dated_from = self._clock.monotonic() + unused_for
         runs = blobs = 0
         more = True
         while more and self.state != "stopped":
@@ -59,8 +66,13 @@ class Keeper(Loop):
         blobs += await self._delete_unused(page, unused_for)
         return runs, blobs
 
+    def _look(self) -> int:
+        """What the clock was set by since the last look."""
+        before = self._clock.monotonic()
+        return self._steps.see(before, self._clock.wall(), self._clock.monotonic())
+
     async def _delete_unused(self, digests: Sequence[str], unused_for: int) -> int:
-        if not digests:
+        if not digests or self._clock.monotonic() < self._dated_from:
             return 0
         used = await self._store.referred(digests)
         return await self._blobs.delete([digest for digest in digests if digest not in used], unused_for=unused_for)
