@@ -163,14 +163,16 @@ def _after_the_end(run: Run, event: Event) -> Refusal:
 
 
 def _dispatch(run: Run, job: Job, event: Dispatch, now: int) -> Transition | Refusal:
-    if job.state == "deleted" or (job.state == "paused" and not run.manual and _unstarted(run)):
-        # It was opened by an end that was decided before the change and committed after it.
-        return _end_unstarted(run, job, RunState.CANCELLED, f"job {job.state}", now)
+    if job.state == "deleted":
+        return _end_unstarted(run, job, RunState.CANCELLED, "job deleted", now)
     held_by = event.held_by or run.held_by
     if policy.misfired(job, run, now):
         chosen, records = policy.catch_up(job, run, now)
         if chosen is not run:
             return _missed(run, job, chosen, records, now)
+    if job.state == "paused" and not run.manual and _unstarted(run):
+        # It was opened by an end that was decided before the change and committed after it.
+        return _end_unstarted(run, job, RunState.CANCELLED, "job paused", now)
     given = replace(
         run,
         state=RunState.DISPATCHED,
