@@ -99,7 +99,7 @@ class Cancel(Message, frozen=True, kw_only=True):
 
 
 class Beat(Message, frozen=True, kw_only=True):
-    """A worker once a second: itself, what it holds, and the last Assign that it saw of each shard.
+    """A worker once a second: itself, what it holds (reports not answered yet included), and the last Assign it saw.
 
     `capacity` here and in Report: how many attempts of each lane it would hold for this shard in all, so that
     what is out to it is subtracted by the reader.
@@ -109,6 +109,7 @@ class Beat(Message, frozen=True, kw_only=True):
     capacity: dict[Lane, int]
     held: tuple[tuple[RunKey, int], ...] = ()
     seen: dict[str, int] = {}  # shard → number of the last Assign
+    sent: int = 0  # by the worker's CLOCK_MONOTONIC: beats that waited somewhere are told by it from fresh ones
 
 
 class BeatAnswer(Message, frozen=True, kw_only=True):

@@ -48,6 +48,7 @@ MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
 PAGE: Final = 4_096
 IN_FLIGHT: Final = 4  # dispatch commits under way at once
 UNDELIVERED_AFTER: Final = 3 * SECOND
+FRESH: Final = SECOND  # a worker waits no longer for the answer to a beat
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +105,7 @@ class Scheduler(Loop):
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
         self._missing: dict[WorkerId, _Missing] = {}
+        self._fastest: dict[WorkerId, int] = {}  # the least that its beats took, by clocks that begin anywhere
         self._committing: set[tuple[RunKey, int]] = set()  # they count as out, and may not be yet
         self._subscriptions: list[Subscription] = []
 
@@ -457,6 +459,7 @@ class Scheduler(Loop):
         oldest = self._clock.monotonic() - self._settings.worker_ttl
         for worker in [worker for worker, told in self._missing.items() if told.at < oldest]:
             del self._missing[worker]
+            self._fastest.pop(worker, None)
             self._agenda.unseat(worker)
         orphans = [
             (key, attempt, worker)
@@ -496,19 +499,27 @@ class Scheduler(Loop):
         if not isinstance(message, Beat) or not self.leading:
             return None
         asked = self._clock.monotonic()
+        fresh = self._is_fresh(message, asked)
         written = await self._store.beat(self.shard, message.worker, self._settings.worker_ttl)
         now = await self._store.now(self.shard)
         if written.state == "lost" or self._clock.monotonic() - asked >= self._settings.worker_ttl:
             self._agenda.unseat(written.id)
             return BeatAnswer(shard=self.shard, now=now, lease_until=min(written.lease_until, now), stale=message.held)
         self._agenda.seat(written, message.capacity)
-        await self._reconcile(written.id, message.held, now)
+        if fresh:
+            await self._reconcile(written.id, message.held, now)
         stale = await self._stale(written.id, message.held)
         self._wake.set()
         # The worker counts the lease from the moment it asked, so it is told how long that is: the clock may have
         # been set between the two readings.
         lease_until = now + written.lease_until - written.beat_at
         return BeatAnswer(shard=self.shard, now=now, lease_until=lease_until, stale=stale)
+
+    def _is_fresh(self, beat: Beat, received: int) -> bool:
+        """False for a beat that waited somewhere: what it says may be older than what its worker was sent since."""
+        took = received - beat.sent
+        fastest = self._fastest[beat.worker.id] = min(took, self._fastest.get(beat.worker.id, took))
+        return not beat.sent or took - fastest <= FRESH
 
     async def _stale(self, worker: WorkerId, held: tuple[tuple[RunKey, int], ...]) -> tuple[tuple[RunKey, int], ...]:
         """Of the attempts that a worker holds, those that the store has ended or given to another."""

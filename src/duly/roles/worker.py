@@ -256,8 +256,8 @@ class Worker(Loop):
             state="ready" if self.state == "started" else "draining",
         )
         held = (*((held.key, held.attempt) for held in self.attempts.of(shard)), *shard.reporter.untold())
-        beat = Beat(worker=row, capacity=capacity, held=held, seen={shard.name: shard.seen})
         sent = self._clock.monotonic()
+        beat = Beat(worker=row, capacity=capacity, held=held, seen={shard.name: shard.seen}, sent=sent)
         try:
             patience = PATIENCE if shard.trusted_until is None else settings.beat_every
             answer = await self._broker.request(beats(shard.name), beat, timeout=patience)
