@@ -33,6 +33,7 @@ SECOND: Final = 1_000_000
 LEAD: Final = 500_000
 STEPPED: Final = 10 * SECOND  # so long after a step of the store's clock, offsets may be wrong
 KNOWN_WITHIN: Final = 10 * SECOND  # a pause or deletion is known to the scheduler, slow store calls included
+MENDED: Final = 40 * SECOND  # after a step too small to be noticed, until offsets have forgotten what was before
 TIGHT: Final = 2_000  # µs by which a start may seem early: clocks are compared over a network
 
 _UNITS: Final = {"s": SECOND, "m": 60 * SECOND}
@@ -389,7 +390,7 @@ class Referee:
             self.require(others == 0, 11, "an at-most-once run is started once, ever", where)
         if others:
             self.counts["starts again"] += 1
-        if staged - self._stepped_at > STEPPED:
+        if staged - self._stepped_at > MENDED:
             early = run.due_at - wall
             self.require(
                 early <= TIGHT + doubt, 4, "nothing is handed out or started before its time", f"{early} µs: {where}"
