@@ -42,6 +42,7 @@ check: $(VENV)/dev.stamp
 	$(MAKE) test
 
 soak: $(VENV)/dev.stamp
+	$(BIN)/python tests/simulation/soak.py --hours 100
 	$(BIN)/python tests/soak/crash_rounds.py
 	$(BIN)/python tests/soak/crash_rounds.py 10 7 2
 	$(BIN)/python tests/soak/hostile_table.py

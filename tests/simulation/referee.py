@@ -81,6 +81,7 @@ class Referee:
         self._trace = hashlib.blake2b(digest_size=12)
         self._fired: set[RunKey] = set()
         self._began: dict[RunKey, dict[int, str]] = {}
+        self._over: set[tuple[RunKey, int, str]] = set()
         self._done: dict[tuple[RunKey, int, str], bytes] = {}
         self._grids: dict[JobId, Grid] = {}
         self._spans: list[tuple[JobId, int, int]] = []  # summary records: job, from, until
@@ -305,15 +306,23 @@ class Referee:
         self.require(after.attempt == before.attempt, 9, name, where)
         if after.crashes > before.crashes:
             self.counts["crashed attempts"] += 1
+            self._judge_failure(before, after.error, where)
             self._judge_loss(before, after.error, where)
             self.require(after.crashes < QUARANTINE_AFTER, 16, "what is quarantined or final is not handed out", where)
         elif after.failures > before.failures:
             self.counts["retries"] += 1
+            self._judge_failure(before, after.error, where)
             self.require(after.failures < job.retry.max_attempts, 9, name, where)
             self.require(job.delivery == "at_least_once", 11, "an at-most-once run is started once, ever", where)
         else:
             known.releases += 1
             self.counts["handed back"] += 1
+
+    def _judge_failure(self, before: Run, error: Failure | None, where: str) -> None:
+        """What is recorded as the failure of an attempt is that of this attempt: its code is over."""
+        if error is not None and error.kind != "worker_lost":
+            over = (before.key, before.attempt, before.worker) in self._over
+            self.require(over, 6, "a completion is that of the current attempt, by its worker", f"not over: {where}")
 
     def _judge_loss(self, before: Run, error: Failure | None, where: str) -> None:
         """An attempt was taken from its worker: its lease must be over, and its code must have stopped."""
@@ -340,6 +349,8 @@ class Referee:
                 same, 6, "a completion is that of the current attempt, by its worker", f"{after.result!r}: {where}"
             )
             self.require(not known.cancelled, 15, "nothing succeeds after an acknowledged cancel", where)
+        elif after.state in (RunState.FAILED, RunState.QUARANTINED):
+            self._judge_failure(before, after.error, where)
         elif after.state == RunState.LOST:
             self._judge_loss(before, after.error, where)
 
@@ -399,6 +410,7 @@ class Referee:
     def finished(self, run: Run, token: bytes | None) -> None:
         """A task's code is over; with a token, it has succeeded."""
         self.going.pop((run.key, run.attempt), None)
+        self._over.add((run.key, run.attempt, run.worker))
         if token is not None:
             self._done[run.key, run.attempt, run.worker] = token
 

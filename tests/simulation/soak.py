@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from simulation.mutants import MUTANTS, hunt
-from simulation.sweep import Sweep, sweep
+from simulation.sweep import RARE, Sweep, never_happened, sweep
 
 BATCH = 25
 SEED_HOURS = 215 / 3600  # what one seed simulates
@@ -52,7 +52,7 @@ def _batch(first: int) -> Sweep:
 
 
 def report(parts: list[Sweep], wall: float) -> int:
-    """Print what the sweeps came to; returns the number of seeds that broke an invariant."""
+    """Print what the sweeps came to; returns how much is wrong."""
     counts: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     for part in parts:
@@ -66,10 +66,12 @@ def report(parts: list[Sweep], wall: float) -> int:
         say(f"\n{title}")
         for name, number in sorted(numbers.items(), key=lambda item: -item[1]):
             say(f"  {name:44} {number:>10,}")
-    say(f"\nviolations: {len(broken)}")
+    missing = never_happened(counts, faults, RARE)
+    say(f"\nnever happened: {', '.join(missing) or 'none of what should'}")
+    say(f"violations: {len(broken)}")
     for outcome in broken:
         say(f"  seed {outcome.seed}: {outcome.violation and outcome.violation[2]}")
-    return len(broken)
+    return len(broken) + len(missing)
 
 
 def say(line: str) -> None:

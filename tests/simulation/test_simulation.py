@@ -29,7 +29,9 @@ REGRESSIONS = (
     19,  # a fixed-delay job that was resumed had no run
     28,  # an at-most-once run was started again: its worker had begun it without a valid lease
     33,  # a takeover that failed half-way led without knowing what was out
+    36,  # behind a slow store, beats of seconds ago were believed
     41,  # a cancel for overlap gave up an attempt that was just being committed
+    50,  # a schedule ended at an occurrence that was waiting to be tried again
     85,  # as 2, with a change of the schedule
     116,  # a paused job's next run, opened by an end decided before the pause, was started
 )
