@@ -47,7 +47,7 @@ MINTS: Final = 16  # ids tried until one lies on a live shard
 SLICE: Final = 1_000  # jobs in one commit of a batch
 BULK_PAGE: Final = 500
 PAGES_AHEAD: Final = 50  # of a thousand runs that have ended before their time
-ENDED: Final = tuple(state for state in RunState if state.terminal)
+NOT_OUT: Final = tuple(state for state in RunState if not state.active)
 BULK_ERRORS: Final = 100
 SCHEDULE_FIELDS: Final = ("schedule", "timezone", "dst", "start", "end", "max_runs", "jitter", "calendar")
 
@@ -310,15 +310,16 @@ class JobDesk(RunDesk):
     async def _on_from(self, job: Job, after: int, ordinal: int) -> list[Run]:
         """The first occurrence after an instant, and after each that has been already the one that follows it.
 
-        Occurrences ahead may have ended: cancelled before their time, or run before the clock was set back. A run
-        that exists stays as it is, so the schedule, which goes on from run to run, would come to its end there.
+        Occurrences ahead may have ended (cancelled before their time, run before the clock was set back) or wait to be
+        tried again. A run that exists stays as it is, and only a first attempt opens the next one, so the schedule,
+        which goes on from run to run, would come to its end there.
         """
         been: set[int] = set()
         cursor: str | None = None
         for _ in range(PAGES_AHEAD):
-            query = RunQuery(job_id=job.id, states=ENDED, since=after + 1, limit=1_000, cursor=cursor)
+            query = RunQuery(job_id=job.id, states=NOT_OUT, since=after + 1, limit=1_000, cursor=cursor)
             page = await self._store.page_runs(query)
-            been.update(run.scheduled_at for run in page.items)
+            been.update(run.scheduled_at for run in page.items if run.attempt or run.state.terminal)
             cursor = page.next
             if cursor is None:
                 break
