@@ -173,11 +173,11 @@ async def test_a_new_blob_does_not_look_old_after_a_step_forward(stage: Stage) -
     digest, _ = await blobs.put(b"code to come", limit=100)
     stage.clock.skew += DAY
     for _ in range(3):
-        assert await keeper.tidy() == (0, 0)
-        await stage.advance(MINUTE)
+        assert await keeper.tidy(unused_for=MINUTE) == (0, 0)
+        await stage.advance(MINUTE // 4)
     assert await blobs.size(digest) == 12
-    await stage.advance(HOUR)
-    assert await keeper.tidy() == (0, 1)
+    await stage.advance(MINUTE // 2)
+    assert await keeper.tidy(unused_for=MINUTE) == (0, 1)
     assert await blobs.size(digest) is None
 
 
