@@ -54,7 +54,8 @@ def missed(name: str, at: int = 0, /, **fields: Any) -> Run:
 
 def move(was: Run, opened: tuple[Run, ...] = (), *, columns_only: bool = False, **becomes: Any) -> Transition:
     """The transition of a run from what it is to what it becomes."""
-    return Transition(was.state, was.attempt, was.worker, replace(was, **becomes), opened, columns_only)
+    after = replace(was, **becomes)
+    return Transition(was.state, was.attempt, was.worker, after, opened, columns_only, was.cancel is not None)
 
 
 def dispatch(was: Run, worker: WorkerId = W1, opened: tuple[Run, ...] = ()) -> Transition:

@@ -171,6 +171,21 @@ async def test_apply_to_a_waiting_run_that_a_change_replaced_loses(harness: Harn
     assert await stored(harness, new.key) == [decided(new).run]
 
 
+@pytest.mark.parametrize("others", [0, 3])
+async def test_apply_compares_whether_a_cancel_was_noted(harness: Harness, others: int) -> None:
+    """What was decided before the cancel loses, alone and in a batch; what was decided after it wins."""
+    waiting = [run("a"), *(run(f"b{number}") for number in range(others))]
+    await given(harness, *waiting)
+    assert await harness.store.apply([dispatch(one) for one in waiting]) == []
+    out = [pair[0] for pair in await harness.store.load([one.key for one in waiting]) if pair]
+    assert await harness.store.apply([move(out[0], cancel="asked")]) == []
+    assert await harness.store.apply([succeed(one) for one in out]) == [0]
+    noted = (await stored(harness, out[0].key))[0]
+    assert noted is not None
+    assert noted.cancel == "asked"
+    assert await harness.store.apply([move(noted, state=RunState.CANCELLED, finished_at=T0)]) == []
+
+
 async def test_apply_to_an_unknown_run_loses(harness: Harness) -> None:
     """As for one that was replaced."""
     await given(harness, run("a"))
