@@ -287,6 +287,7 @@ class Worker(Loop):
         await self._listen(fresh)
         shard.id = fresh
         shard.seen = 0
+        shard.recent.clear()  # schedulers count from one again for an id that is new to them
         shard.trusted_until = None  # the next beat comes soon, not at once: the shard may go on saying so
 
     async def _watch(self) -> None:
