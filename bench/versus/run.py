@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -162,6 +163,10 @@ def measure(name: str, workload: str, plan: dict[str, Any]) -> Answer:
         except subprocess.TimeoutExpired:
             started.terminate()
             printed, complaints = started.communicate(timeout=30)
+        except BaseException:  # its workers end with it, before its servers and directory go
+            started.terminate()
+            started.wait(30)
+            raise
         if started.returncode:
             logs = [path.read_text(errors="replace")[-1_500:] for path in sorted(Path(directory).glob("worker-*.log"))]
             tell("\n".join([complaints[-3_000:], *logs]))
@@ -379,6 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write every single answer to this file")
     parser.add_argument("--write", type=Path, help="write the table as a page, such as docs/comparison.md")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # by way of every `finally`
     peers = tuple(name for name in PEERS if not options.only or name in options.only)
     workloads = tuple(name for name in WORKLOADS if not options.workload or name in options.workload)
     for name in (*peers, "servers"):

@@ -20,9 +20,9 @@ from contestants import bodies
 SECOND = 1_000_000
 WORKERS = 2  # processes that run tasks, wherever the notion exists
 PATIENCE = 60.0  # seconds for what should have happened already
-LEAD = 6 * SECOND  # between the start of scheduling ahead and the first instant
+LEAD = 6 * SECOND  # between the start of scheduling ahead and the first instant, at least
 WARM = 2_000  # jobs of the first try at a rate
-WARM_DRAIN = 300  # jobs that tell how fast scheduling is
+PACED = 200  # jobs that tell how fast scheduling is
 SCHEDULING = 15.0  # seconds that scheduling a backlog may take
 MOST = 200_000  # jobs measured at most
 
@@ -181,26 +181,38 @@ def throughput(contestant: Contestant, plan: Plan) -> dict[str, float]:
     return {"per_second": count / spent, "count": count}
 
 
-def drain(contestant: Contestant, plan: Plan) -> dict[str, float]:
-    """Jobs due at one instant, from then to the last outcome stored: running alone, without enqueueing."""
+def scheduling_pace(contestant: Contestant) -> float:
+    """Workers up and warm; then seconds for scheduling one job, by some that are due soon."""
     contestant.start_workers()
     contestant.warm_up(500)
-    done = contestant.stored()
+    done = stored_if_any(contestant)
     started = time.monotonic()
-    contestant.schedule([time.time_ns() // 1000 + SECOND] * WARM_DRAIN)
-    each = (time.monotonic() - started) / WARM_DRAIN
-    wait_stored(contestant, done + WARM_DRAIN, started)
-    count = max(min(plan["drain"], int(SCHEDULING / each)), WARM_DRAIN)
+    contestant.schedule([time.time_ns() // 1000 + SECOND] * PACED)
+    pace = (time.monotonic() - started) / PACED
+    if done is not None:
+        wait_stored(contestant, done + PACED, started)
+    return pace
+
+
+def drain(contestant: Contestant, plan: Plan) -> dict[str, float]:
+    """Jobs due at one instant, from then to the last outcome stored: running alone, without enqueueing."""
+    pace = scheduling_pace(contestant)
+    count = max(min(plan["drain"], int(SCHEDULING / pace)), PACED)
     done = contestant.stored()
-    due = round((time.time() + each * count * 1.5 + 3) * SECOND)
+    due = round((time.time() + pace * count * 1.5 + 3) * SECOND)
     contestant.schedule([due] * count)
-    slack = due / 1e6 - time.time()
-    if slack < 0:
-        raise RuntimeError(f"scheduling {count} jobs took {-slack:.1f} s longer than the lead")
-    time.sleep(slack)
+    until(due, f"scheduling {count} jobs")
     started = time.monotonic()
     spent = wait_stored(contestant, done + count, started) - started
     return {"per_second": count / spent, "count": count}
+
+
+def until(instant: int, what: str) -> None:
+    """Sleep; RuntimeError when it is past."""
+    slack = instant / SECOND - time.time()
+    if slack < 0:
+        raise RuntimeError(f"{what} took {-slack:.1f} s longer than the lead")
+    time.sleep(slack)
 
 
 def stored_if_any(contestant: Contestant) -> int | None:
@@ -213,22 +225,20 @@ def stored_if_any(contestant: Contestant) -> int | None:
 
 def ahead(contestant: Contestant, offsets: Sequence[int]) -> dict[str, float]:
     """Schedule stamps ahead of time and see when they began."""
-    contestant.start_workers()
-    contestant.warm_up(500)
+    pace = scheduling_pace(contestant)
     done = stored_if_any(contestant)
-    first = (time.time_ns() // 1000 + LEAD) // SECOND * SECOND + SECOND // 3  # not where pollers have their beat
+    lead = max(LEAD, round((pace * len(offsets) * 2 + 3) * SECOND))
+    first = (time.time_ns() // 1000 + lead) // SECOND * SECOND + SECOND // 3  # not where pollers have their beat
     contestant.schedule([first + offset for offset in offsets])
-    slack = first / 1e6 - time.time()
-    if slack < 0:
-        raise RuntimeError(f"scheduling {len(offsets)} jobs took {-slack:.1f} s longer than the lead")
-    time.sleep(slack + offsets[-1] / 1e6)
+    until(first, f"scheduling {len(offsets)} jobs")
+    time.sleep(offsets[-1] / SECOND)
     if done is not None:
         wait_stored(contestant, done + len(offsets), time.monotonic())
     else:  # no outcomes are kept: wait for the starts alone
         deadline = time.monotonic() + PATIENCE
-        while sum(1 for _ in bodies.read_notes()) < len(offsets) and time.monotonic() < deadline:
+        while sum(due >= first for due, _ in bodies.read_notes()) < len(offsets) and time.monotonic() < deadline:
             time.sleep(0.05)
-    late = [began - due for due, began in bodies.read_notes()]
+    late = [began - due for due, began in bodies.read_notes() if due >= first]
     if len(late) != len(offsets):
         raise RuntimeError(f"{len(late)} starts were told of {len(offsets)} jobs")
     return {**quantiles(late), "outcomes_stored": done is not None}
@@ -289,6 +299,7 @@ WORKLOADS = {
 
 def main(contestant: Contestant) -> None:
     """`python -m contestants.NAME WORKLOAD PLAN`: one measurement, as JSON in the last line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that workers are ended, too
     name, plan = sys.argv[1], json.loads(sys.argv[2])
     answer: dict[str, object] = {
         "versions": {package: importlib.metadata.version(package) for package in contestant.packages}
