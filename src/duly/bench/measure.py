@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from duly.ports import RunQuery
 NOOP = "duly.bench.tasks:noop"
 ANOOP = "duly.bench.tasks:anoop"
 PATIENCE = 120 * SECOND
+_DULY = (sys.executable, "-m", "duly.cli")
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,8 +129,8 @@ async def bulk_create(node: Node, count: int) -> Figure:
 
 async def http_create(directory: Path, count: int) -> list[Figure]:
     """Jobs per second over HTTP into a `duly up` of its own: in batches of 5,000, and one by one from 32 callers."""
-    command = [sys.executable, "-m", "duly.cli", "up", "--dir", str(directory), "--port", "0", "--json"]
-    server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    options = ("up", "--dir", str(directory), "--port", "0", "--json", "--log-level", "warning")
+    server = await asyncio.create_subprocess_exec(*_DULY, *options, stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None
         url = msgspec.json.decode(await server.stdout.readline())["url"]
@@ -251,6 +253,32 @@ async def command_start(node: Node, count: int) -> list[int]:
     ids = await create(node, specs)
     await ended(node, count, before)
     return [run.lateness or 0 for run in await runs_of(node, ids)]
+
+
+async def start_up(times: int) -> list[Figure]:
+    """The best of a few: `duly --help`, and `duly up` on an empty directory until /readyz answers 200."""
+    loop = asyncio.get_running_loop()
+    helps, ups = [], []
+    for _ in range(times):
+        begun = loop.time()
+        await (await asyncio.create_subprocess_exec(*_DULY, "--help", stdout=subprocess.DEVNULL)).wait()
+        helps.append(loop.time() - begun)
+        with tempfile.TemporaryDirectory(prefix="duly-bench-") as directory:
+            begun = loop.time()
+            options = ("up", "--dir", directory, "--port", "0", "--json", "--log-level", "warning")
+            server = await asyncio.create_subprocess_exec(*_DULY, *options, stdout=subprocess.PIPE)
+            assert server.stdout is not None
+            url = msgspec.json.decode(await server.stdout.readline())["url"]
+            async with httpx2.AsyncClient(base_url=url) as client:
+                while (await client.get("/readyz")).status_code != 200:
+                    pass
+            ups.append(loop.time() - begun)
+            server.terminate()
+            await server.wait()
+    return [
+        Figure(name="duly --help", value=min(helps), unit="s", target="≤ 0.25", note=f"best of {times}"),
+        Figure(name="duly up to /readyz", value=min(ups), unit="s", target="≤ 1", note=f"best of {times}"),
+    ]
 
 
 # -- cost and recovery --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from duly.core.instants import MILLISECOND, SECOND
 from duly.settings import Settings
 from duly.tasks.registry import FunctionRegistry
 
-CHOICES = ("create", "throughput", "lateness", "burst", "ticks", "command", "memory", "recovery", "stored")
+CHOICES = ("start", "create", "throughput", "lateness", "burst", "ticks", "command", "memory", "recovery", "stored")
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -65,6 +65,11 @@ async def _warm(node: Node) -> None:
         before = await measure.ended_so_far(node)
         await measure.create(node, [measure.function(name)] * 2_000)
         await measure.ended(node, 2_000, before)
+
+
+async def _start(node: Node, quick: bool) -> AsyncIterator[Figure]:
+    for figure in await measure.start_up(2 if quick else 5):
+        yield figure
 
 
 async def _create(node: Node, quick: bool) -> AsyncIterator[Figure]:
@@ -137,6 +142,7 @@ async def _stored(node: Node, quick: bool) -> AsyncIterator[Figure]:
 
 
 MEASUREMENTS: dict[str, Callable[[Node, bool], AsyncIterator[Figure]]] = {
+    "start": _start,
     "create": _create,
     "throughput": _throughput,
     "lateness": _lateness,
