@@ -46,6 +46,7 @@ from duly.ports import Blobs, Broker, Clock, Subscription
 from duly.roles.attempts import Attempts, Shard, runner_of
 from duly.roles.logs import LogReader
 from duly.roles.loop import Loop
+from duly.roles.offset import Offset, OwnClock
 from duly.roles.reporter import Reporter
 from duly.roles.scratch import Scratch
 from duly.tasks.attempt import Runner, Stage, Tempo
@@ -65,6 +66,7 @@ LOG_READERS: Final = 4  # readers of logs that are answered at the same time
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations in µs, sizes in bytes. `apps`: MODULE:NAME of the Duly objects whose functions are registered.
 
+    `shares_clock`: the shards' clock is this worker's own, as in one process.
     `scratch`: where attempts have their files; "" is the system's temporary directory.
     """
 
@@ -80,6 +82,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     spin: int = 300
     max_output: int = 1024**3
     allow_private_addresses: bool = False
+    shares_clock: bool = False
 
 
 class Worker(Loop):
@@ -126,7 +129,8 @@ class Worker(Loop):
         for runner in self._runners.values():
             await runner.start()
         for name in self._shard_names:
-            self.attempts.shards[name] = Shard(name, self.id, self._reporter(name))
+            offset = OwnClock(self._clock) if self._settings.shares_clock else Offset()
+            self.attempts.shards[name] = Shard(name, self.id, self._reporter(name), offset)
         await self._listen(self.id)
         for shard in self.attempts.shards.values():
             self.spawn(self._beat(shard), f"beats to {shard.name}")
@@ -209,7 +213,7 @@ class Worker(Loop):
     def capacity(self, shard: str) -> dict[Lane, int]:
         """How many attempts of each lane this worker would hold for that shard in all."""
         state = self.attempts.shards[shard]
-        if self.state != "started" or state.reporter.backed_up:
+        if self.state != "started" or state.reporter.backed_up or state.trusted_until is None:
             return {"process": 0, "async": 0}
         settings = self._settings
         occupied = sum(runner.occupied() for runner in self._runners.values())
@@ -233,7 +237,10 @@ class Worker(Loop):
     async def _beat(self, shard: Shard) -> None:
         sharper = SHARPER
         while True:
+            leased = shard.trusted_until is not None
             answered = await self._beat_once(shard)
+            if answered and not leased:
+                continue  # only now does it offer room: without a lease it could not tell when to stop
             if not answered and shard.trusted_until is None:
                 await self._clock.sleep(PATIENCE)
             elif answered and shard.offset.width > SHARP and sharper:
