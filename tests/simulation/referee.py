@@ -33,6 +33,7 @@ SECOND: Final = 1_000_000
 LEAD: Final = 500_000
 STEPPED: Final = 10 * SECOND  # so long after a step of the store's clock, offsets may be wrong
 KNOWN_WITHIN: Final = 10 * SECOND  # a pause or deletion is known to the scheduler, slow store calls included
+UNMOVED: Final = 100_000  # steps of the clock smaller than this do not move leases
 MENDED: Final = 40 * SECOND  # after a step too small to be noticed, until offsets have forgotten what was before
 TIGHT: Final = 2_000  # µs by which a start may seem early: clocks are compared over a network
 
@@ -335,7 +336,7 @@ class Referee:
             self.require(runs_in is None, 21, "no lease is taken while it runs", f"its worker has it: {where}")
             return
         left = self._leases.get(before.worker, 0) - self.true
-        self.require(left <= 0, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
+        self.require(left <= UNMOVED, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
         awake = runs_in is not None and not runs_in.frozen and self.true - self._froze.get(runs_in, -STEPPED) > SECOND
         self.require(not awake, 35, "a worker stops before its lease ends", f"it still runs: {where}")
 
@@ -379,7 +380,7 @@ class Referee:
     def _expired(self, found: Sequence[tuple[Run, Job, Worker | None]]) -> None:
         for run, _, worker in found:
             left = self._leases.get(run.worker, 0) - self.true
-            self.require(left <= 0, 21, "no lease is taken while it runs", f"{run.worker} has {left} µs left")
+            self.require(left <= UNMOVED, 21, "no lease is taken while it runs", f"{run.worker} has {left} µs left")
             if worker is not None:
                 self.counts["workers lost"] += 1
 

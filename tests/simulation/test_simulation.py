@@ -33,6 +33,8 @@ REGRESSIONS = (
     41,  # a cancel for overlap gave up an attempt that was just being committed
     50,  # a schedule ended at an occurrence that was waiting to be tried again
     85,  # as 2, with a change of the schedule
+    1016,  # an attempt was given to a worker that had not been told of its lease, and so did not stop in time
+    1071,  # a worker that came back under a new id took its Assigns for doubles of the former one's
     116,  # a paused job's next run, opened by an end decided before the pause, was started
 )
 
