@@ -223,6 +223,7 @@ def worker_settings(settings: Settings, scratch: Path) -> WorkerSettings:
         grace=settings.grace,
         spin=settings.spin,
         allow_private_addresses=settings.allow_private_addresses,
+        shares_clock=True,
     )
 
 

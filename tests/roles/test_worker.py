@@ -9,6 +9,8 @@ import pytest
 
 from duly.core.messages import Assign, Assignment, Released, inbox
 from duly.core.model import WorkerId
+from duly.roles.attempts import Shard
+from duly.roles.offset import Offset
 from duly.tasks.attempt import BACKLOG, MAX_BACKLOG, UNMEASURED, Tempo
 from workers.bench import SECOND, call, shell, working
 
@@ -170,7 +172,7 @@ async def test_what_outlasts_the_grace_of_a_drain_is_given_back_as_started(tmp_p
 async def test_capacity_leaves_out_what_is_held_for_other_shards(tmp_path: Path) -> None:
     async with working(tmp_path, functions_in="threads") as bench:
         worker = bench.worker
-        worker.attempts.shards["s1"] = type(worker.attempts.shards["s0"])("s1", worker.id, worker._reporter("s1"))
+        worker.attempts.shards["s1"] = Shard("s1", worker.id, worker._reporter("s1"), Offset())
         worker.attempts.shards["s1"].trusted_until = 2**62
         before = worker.capacity("s1")["process"]
         await bench.give(call("nothing"), due=30 * SECOND)

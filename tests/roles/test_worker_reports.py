@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from duly.core.messages import MAX_REPORT
-from duly.roles.offset import EARLY_GUARD, Offset
+from duly.roles.offset import Offset, OwnClock
+from duly.testing import ManualClock
 from workers.bench import Bench, call, working
 
 
@@ -63,23 +64,28 @@ async def test_with_too_much_unanswered_no_more_work_is_taken(tmp_path: Path) ->
         assert bench.worker.capacity("s0") == {"process": 0, "async": 0}
 
 
-def test_the_offset_lies_between_what_the_answers_allow() -> None:
+def test_the_offset_is_never_above_the_truth() -> None:
+    """The low end of what the answers allow: a run may start late by it, never early."""
     offset = Offset()
     assert offset.value is None
     offset.add(1_000, 1_100, 501_050)
-    assert offset.value == 499_950  # low end: a run can only start late by it, never early
-    assert offset.width == 100
+    assert (offset.value, offset.width) == (499_950, 100)
     offset.add(2_000, 2_040, 502_010)
-    assert offset.width == 40
-    assert offset.value == 499_970
+    assert (offset.value, offset.width) == (499_970, 40)
     offset.add(3_000, 23_000, 513_000)  # a slow answer does not spoil what is known
+    assert offset.value == 499_970
     assert offset.width <= 42
 
 
-def test_a_badly_known_offset_leans_to_the_late_side_by_a_little_only() -> None:
-    offset = Offset()
-    offset.add(0, 20_000, 1_000_000)
-    assert offset.value == 990_000 - EARLY_GUARD
+def test_a_shared_clock_is_read_and_not_estimated() -> None:
+    """Whatever the answers say and however slow they are; a step is seen at once."""
+    clock = ManualClock()
+    offset = OwnClock(clock)
+    offset.add(0, 900_000, 5)
+    assert (offset.value, offset.width) == (clock.wall() - clock.monotonic(), 0)
+    clock.skew += 3_600_000_000
+    offset.hear(1_000_000, 5)
+    assert offset.value == clock.wall() - clock.monotonic()
 
 
 def test_a_clock_that_has_stepped_is_believed_anew() -> None:

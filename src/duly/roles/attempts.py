@@ -30,11 +30,11 @@ HELD_BACK: Final = 10_000  # µs past due from which a late start was for want o
 class Shard:
     """What the worker knows of one shard."""
 
-    def __init__(self, name: str, worker: WorkerId, reporter: Reporter) -> None:
+    def __init__(self, name: str, worker: WorkerId, reporter: Reporter, offset: Offset) -> None:
         self.name = name
         self.id = worker
         self.reporter = reporter
-        self.offset = Offset()
+        self.offset = offset
         self.trusted_until: int | None = None  # monotonic; None before the first lease
         self.fence = 0
         self.seen = 0  # number of the last Assign

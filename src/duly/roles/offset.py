@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from duly.ports import Clock
+
 SAMPLES: Final = 16
 DRIFT: Final = 20e-6  # µs per µs: disciplined clocks keep well within
 STEP: Final = 100_000  # µs that the shard's clock must be ahead of the estimate to have been set forward
 SLOW: Final = 1_000_000  # µs that a message would have taken, from which on it is likelier that it was set back
-EARLY_GUARD: Final = 200  # µs by which the estimate may lean to the late side of the middle
 
 
 class Offset:
-    """An estimate of shard time minus CLOCK_MONOTONIC, in µs."""
+    """An estimate of shard time minus CLOCK_MONOTONIC, in µs: the most that it is known not to be below."""
 
     def __init__(self) -> None:
         self.value: int | None = None
@@ -36,8 +37,7 @@ class Offset:
             self._samples.append(newest)
             low, high = newest[1], newest[2]
         self.width = high - low
-        # The low end can never start a run early; the middle is likeliest. Lean to the low end, a little.
-        self.value = max(low, (low + high) // 2 - EARLY_GUARD)
+        self.value = low  # the truth is not below, so that nothing starts early
 
     def hear(self, received: int, now: int) -> None:
         """A message that left the shard at `now` has arrived: the offset is now − received or more.
@@ -60,3 +60,24 @@ class Offset:
             lows.append(low - slack)
             highs.append(high + slack)
         return max(lows), min(highs)
+
+
+class OwnClock(Offset):
+    """For a worker that lives where the shard does: their clock is one, so the offset is read off, not estimated."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._read()
+
+    def _read(self) -> None:
+        """The wall first, the monotonic clock after it: each difference is at most the truth: take the largest."""
+        self.value = max(self._clock.wall() - self._clock.monotonic() for _ in range(3))
+
+    def add(self, sent: int, received: int, now: int) -> None:
+        """As it stands at this moment."""
+        self._read()
+
+    def hear(self, received: int, now: int) -> None:
+        """As it stands at this moment: a step is seen at once."""
+        self._read()
