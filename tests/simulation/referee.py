@@ -367,7 +367,10 @@ class Referee:
         if was is None or was.owner != owner or was.fence != term.fence:
             left = 0 if was is None else was.expires_at - self.true
             self.require(
-                left <= UNMOVED, 21, "no term is taken while one that was granted runs", f"{left} µs left: {was} → {term}"
+                left <= UNMOVED,
+                21,
+                "no term is taken while one that was granted runs",
+                f"{left} µs left: {was} → {term}",
             )
             self.counts["terms"] += 1
             self.note("term", owner, term.fence, self.now)
