@@ -143,14 +143,21 @@ class Store(Protocol):
         ...
 
     async def change(
-        self, job: Job, was_version: int, opened: Sequence[Run], *, keep_waiting: bool = False
+        self,
+        job: Job,
+        was_version: int,
+        opened: Sequence[Run],
+        *,
+        keep_waiting: bool = False,
+        begun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
         """Replace a job's document if its version still is `was_version`, and its waiting runs with `opened`.
 
         Waiting runs that never started (attempt 0, not manual) are removed and `opened` inserted, in the same
         transaction; with `keep_waiting` the waiting runs stay and `opened` is added. A deleted job loses all
-        its waiting runs. Returns the job as written, None if the version differs or the job is unknown
-        (nothing is written), or Collision.
+        its waiting runs. `begun` names, by scheduled_at, the job's unfinished runs that have had an attempt (manual
+        ones apart): if they are others by now, nothing is written and the answer is a Collision. Returns the job as
+        written, None if the version differs or the job is unknown (nothing is written), or Collision.
         """
         ...
 
@@ -169,7 +176,8 @@ class Store(Protocol):
     ) -> list[int]:
         """Carry out transitions, all in one commit; returns the indexes of the losers.
 
-        A transition wins if the run still has (was_state, was_attempt, was_worker), a cancel noted or not as
+        A transition with `was_job` loses if its job has another version by now. Else it
+        wins if the run still has (was_state, was_attempt, was_worker), a cancel noted or not as
         `was_cancelled` says and, while it waits, the job_version that the decision saw: a run that `change`
         replaced is another run. A loser changes nothing,
         its opened runs included. Runs that end move to history; opened runs that exist already stay as they

@@ -257,6 +257,18 @@ async def test_change_that_would_open_a_run_that_left_waiting_collides(harness: 
     assert [pair is not None for pair in found] == [True, False]
 
 
+async def test_change_that_saw_other_begun_runs_collides(harness: Harness) -> None:
+    """Out or waiting to be tried again: who decided by others than there are has to look again."""
+    await harness.store.create([(job("a"), [run("a"), run("a", 5 * SECOND, attempt=1)])])
+    out = dispatch(run("a"))
+    await harness.store.apply([out])
+    changed = job("a", version=2)
+    both = frozenset({T0, T0 + 5 * SECOND})
+    for seen in (frozenset(), frozenset({T0}), both | {T0 + 9}):
+        assert isinstance(await harness.store.change(changed, 1, [], begun=seen), Collision)
+    assert await harness.store.change(changed, 1, [], begun=both) == changed
+
+
 async def test_change_is_seen_by_load_and_due_at_once(harness: Harness) -> None:
     """No memory of the old document is left."""
     await harness.store.create([(job("a"), [run("a")])])

@@ -509,3 +509,14 @@ async def test_page_runs_refuses_a_malformed_cursor(harness: Harness, cursor: st
     """Also one that belongs to jobs, and one beyond time."""
     with pytest.raises(Malformed):
         await harness.store.page_runs(RunQuery(cursor=cursor))
+
+
+async def test_apply_compares_the_version_of_the_job_that_decided(harness: Harness) -> None:
+    """An end that opens what follows was decided by the job as it was: after a change it has to be decided anew."""
+    await harness.store.create([(job("a", schedule="after 1m"), [run("a")])])
+    out = dispatch(run("a"))
+    await harness.store.apply([out])
+    done = succeed(out.run)
+    await harness.store.change(job("a", schedule="after 1m", state="paused", version=2), 1, [])
+    assert await harness.store.apply([replace(done, was_job=1)]) == [0]
+    assert await harness.store.apply([replace(done, was_job=2)]) == []

@@ -380,8 +380,6 @@ class World:
             await self._create(dice)
             return
         job_id = dice.choice(jobs)
-        if what in ("patch", "reschedule", "pause", "resume") and not self._may_change(job_id):
-            return
         self.referee.counts[f"asked to {what}"] += 1
         match what:
             case "patch":
@@ -393,7 +391,7 @@ class World:
             case "pause":
                 await self._ask(dice, lambda servicer: servicer.pause_job(job_id))
             case "resume":
-                paused = [each for each in jobs if self.referee.jobs[each].state == "paused" and self._may_change(each)]
+                paused = [each for each in jobs if self.referee.jobs[each].state == "paused"]
                 resumed = dice.choice(paused) if paused else job_id
                 await self._ask(dice, lambda servicer: servicer.resume_job(resumed))
             case "delete":
@@ -407,11 +405,6 @@ class World:
                 if ended:
                     name = run_id(*dice.choice(ended))
                     await self._ask(dice, lambda servicer: servicer.retry_run(name))
-
-    def _may_change(self, job_id: JobId) -> bool:
-        """Not those of a fixed delay: known and open, a change of such a job races with the end of its run, and the
-        job may be left with no next run, or with two."""
-        return not self.referee.jobs[job_id].schedule.startswith("after")
 
     async def _cancel(self, dice: Random) -> None:
         hot = self.referee.hot

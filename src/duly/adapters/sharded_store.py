@@ -94,10 +94,16 @@ class ShardedStore:
         return await self._each(job_ids, lambda job_id: job_id, lambda store, mine: store.get(mine))
 
     async def change(
-        self, job: Job, was_version: int, opened: Sequence[Run], *, keep_waiting: bool = False
+        self,
+        job: Job,
+        was_version: int,
+        opened: Sequence[Run],
+        *,
+        keep_waiting: bool = False,
+        begun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
         store = self._stores[self._ring.shard_of(job.id)]
-        return await store.change(job, was_version, opened, keep_waiting=keep_waiting)
+        return await store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun)
 
     async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
         return await self._each(keys, lambda key: key[0], lambda store, mine: store.load(mine))

@@ -148,7 +148,7 @@ def stored_job(db: apsw.Connection, job_id: JobId) -> Job | None:
 class _Batch:
     """Transitions of distinct runs, prepared for `executemany`. One alone can be carried out exactly."""
 
-    __slots__ = ("columns", "documents", "ended", "opening", "returned", "taken", "tally")
+    __slots__ = ("columns", "documents", "ended", "jobs", "opening", "returned", "taken", "tally")
 
     def __init__(self, transitions: Sequence[Transition], now: int) -> None:
         self.columns: list[tuple[int | str | None, ...]] = []
@@ -156,6 +156,7 @@ class _Batch:
         self.returned: list[tuple[int | str | bytes | None, ...]] = []  # to waiting: `due` may change
         self.taken: list[tuple[int | str, ...]] = []
         self.ended: list[HistoryRow] = []
+        self.jobs: list[tuple[str, int]] = []  # of decisions that a change of the job would have made otherwise
         self.opening = _Opening()
         moves: Counter[tuple[int, int]] = Counter()
         for t in transitions:
@@ -183,6 +184,8 @@ class _Batch:
                 (self.documents if state else self.returned).append(row)
                 self.opening.refer(run)
             moves[t.was_state.value, state] += 1
+            if t.was_job is not None:
+                self.jobs.append((run.job_id, t.was_job))
             if t.opened:
                 self.opening.add(t.opened, now)
         self.tally: Counter[str] = Counter()
@@ -192,6 +195,9 @@ class _Batch:
 
     def carry_out(self, tx: Transaction, form: str = "") -> bool:
         """True if every transition won. False leaves the caller to roll back; one alone has then written nothing."""
+        for job_and_version in self.jobs:
+            if not any(True for _ in tx.db.execute(SQL["job_has_version"], job_and_version)):
+                return False
         for sql, rows in (
             ("move_columns" + form, self.columns),
             ("move_document" + form, self.documents),
@@ -235,7 +241,13 @@ def application(transitions: Sequence[Transition], now: int, fence: int | None) 
 
 
 def change(
-    job: Job, was_version: int, opened: Sequence[Run], now: int, *, keep_waiting: bool
+    job: Job,
+    was_version: int,
+    opened: Sequence[Run],
+    now: int,
+    *,
+    keep_waiting: bool,
+    begun: frozenset[int] | None,
 ) -> Callable[[Transaction], Job | Collision | None]:
     """The call that replaces a job's document and its waiting runs."""
     row = job_row(job)
@@ -249,6 +261,10 @@ def change(
         for run in opened:
             if _past_waiting(tx.db, run):
                 return Collision(run.scheduled_at)
+        if begun is not None:
+            others = begun ^ {scheduled for (scheduled,) in tx.db.execute(SQL["begun_of_job"], (job.id,))}
+            if others:
+                return Collision(min(others))
         tx.db.execute(SQL["update_job"], row)
         if was.labels != job.labels or job_files(was) != job_files(job):
             tx.db.execute(SQL["delete_labels"], (job.id,))

@@ -193,9 +193,15 @@ class SqliteStore:
         return await self._read_few(len(job_ids), lambda db: [_job_row(db, job_id) for job_id in job_ids])
 
     async def change(
-        self, job: Job, was_version: int, opened: Sequence[Run], *, keep_waiting: bool = False
+        self,
+        job: Job,
+        was_version: int,
+        opened: Sequence[Run],
+        *,
+        keep_waiting: bool = False,
+        begun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
-        work = sqlite_changes.change(job, was_version, opened, self._now(), keep_waiting=keep_waiting)
+        work = sqlite_changes.change(job, was_version, opened, self._now(), keep_waiting=keep_waiting, begun=begun)
         return await self._write(work, rows=1 + len(opened), committed=lambda _: self._cache.changed(job.id))
 
     async def page_jobs(self, query: JobQuery) -> JobPage:

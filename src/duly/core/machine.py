@@ -73,6 +73,7 @@ class Transition(msgspec.Struct, frozen=True, gc=False):
     """A decision: what the store compares, the run as it will be, and the runs that this opens.
 
     `was_cancelled`: a cancel had been asked for; while an attempt is out that may come between decision and commit.
+    `was_job`: the version of the job that decided what follows; compared where the job's own state did (fixed delay).
     `columns_only`: nothing but state, attempt, worker and dispatched_at differs, so that the document need
     not be written again.
     """
@@ -84,6 +85,7 @@ class Transition(msgspec.Struct, frozen=True, gc=False):
     opened: tuple[Run, ...] = ()
     columns_only: bool = False
     was_cancelled: bool = False
+    was_job: int | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -246,7 +248,8 @@ def _started(run: Run, job: Job, started_at: int | None, cause: LateCause | None
 def _end(run: Run, job: Job, ended: Run, now: int) -> Transition:
     """A terminal transition; a fixed-delay job opens its next run with it."""
     following = policy.delayed_run(job, run, min(ended.finished_at or now, now))  # the clock may have been set back
-    return _changed(run, ended, () if following is None else (following,))
+    transition = _changed(run, ended, () if following is None else (following,))
+    return replace(transition, was_job=job.version) if policy.is_delay(job) and not run.manual else transition
 
 
 def _succeeded(run: Run, job: Job, event: Succeeded, now: int) -> Transition:

@@ -105,10 +105,15 @@ def run_after_unrun(job: Job, run: Run, after: int) -> Run | None:
     return None if at is None else open_run(job, at, run.ordinal)
 
 
+def is_delay(job: Job) -> bool:
+    """True for a fixed-delay schedule. By its first word: most ends need not look the schedule up."""
+    return job.schedule.lstrip()[:5].lower() == "after"
+
+
 def delayed_run(job: Job, run: Run, finished_at: int) -> Run | None:
     """The next occurrence of a fixed-delay job, counted from the end of the last."""
-    if not job.schedule.lstrip().lower().startswith("after"):
-        return None  # most ends: the schedule need not even be looked up
+    if not is_delay(job):
+        return None
     if run.manual or job.state != "active" or (job.max_runs is not None and run.ordinal >= job.max_runs):
         return None
     schedule = schedule_of(job)

@@ -266,8 +266,10 @@ class JobDesk(RunDesk):
                 raise Conflict("the job is deleted")
             now = await self._store.now(self._store.shard_of(before.id))
             job = change(before, now)
-            opened = await self._reopened(before, job, now)
-            written = await self._store.change(job, before.version, opened)
+            begun = await self._begun_runs(job.id)
+            opened = await self._reopened(before, job, now, begun)
+            seen = frozenset(run.scheduled_at for run in begun)
+            written = await self._store.change(job, before.version, opened, begun=seen)
             if written is None or isinstance(written, Collision):
                 continue
             await self._hint([(run, job) for run in opened], now, changed=[job.id])
@@ -276,12 +278,17 @@ class JobDesk(RunDesk):
             return job
         raise Conflict("the job is being changed by others; try again")
 
-    async def _reopened(self, before: Job, job: Job, now: int) -> list[Run]:
+    async def _begun_runs(self, job_id: JobId) -> list[Run]:
+        """The unfinished runs of the schedule that have had an attempt: out, or waiting to be tried again."""
+        unfinished = (RunState.WAITING, RunState.DISPATCHED, RunState.RUNNING)
+        page = await self._store.page_runs(RunQuery(job_id=job_id, states=unfinished, limit=1000))
+        return [run for run in page.items if run.attempt and not run.manual]
+
+    async def _reopened(self, before: Job, job: Job, now: int, begun: Sequence[Run]) -> list[Run]:
         """The waiting runs that a changed job shall have in place of its present ones."""
         if job.state != "active":
             return []
         schedule = policy.schedule_of(job)
-        active = await self._active_runs(job.id)
         same_times = before.state == "active" and all(
             getattr(before, name) == getattr(job, name) for name in SCHEDULE_FIELDS
         )
@@ -300,9 +307,9 @@ class JobDesk(RunDesk):
             known = first and (await self._store.load([first.key]))[0]
             waits = known is None or (known and known[0].state == RunState.WAITING)
             return [first] if first is not None and waits else []
-        if schedule.kind == "delay" and any(not run.manual for run in active):
-            return []  # the end of the run that is out opens the next one
-        after = max([now, *(run.scheduled_at for run in active if not run.manual)])
+        if schedule.kind == "delay" and begun:
+            return []  # the end of the run that has begun opens the next one
+        after = max([now, *(run.scheduled_at for run in begun if run.state.active)])
         if schedule.kind == "delay":
             after = now - 1
         return await self._on_from(job, after, ordinal)

@@ -91,6 +91,13 @@ delete from run where job = ? and scheduled = ? and state = 0
 -- name: run_state
 select state from run where job = ? and scheduled = ?
 
+-- name: begun_of_job
+-- Unfinished runs of the schedule that have had an attempt: out, or waiting to be tried again.
+select scheduled from run where job = ? and (state <> 0 or attempt > 0) and manual = 0
+
+-- name: job_has_version
+select 1 from job where id = ? and version = ?
+
 -- name: in_history
 select 1 from history where job = ? and scheduled = ?
 
