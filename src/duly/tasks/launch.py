@@ -156,8 +156,11 @@ class Supervisor:
         spec = self.spec
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores some of these, and exec would pass that on
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in signal.valid_signals():
+            if signal.getsignal(number) == signal.SIG_IGN:  # by Python, or by nohup: exec would pass it on
+                signal.signal(number, signal.SIG_DFL)
         self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         os.chdir(spec["work"])
         os.umask(0o077)
