@@ -309,8 +309,9 @@ class Catch(msgspec.Struct):
     caught: tuple[int, str, str] | None
 
 
-# A rare one: a late report of the first attempt has to meet the second at the same worker. 5 of the worlds 0 to 259 show
-# it and none of the first hundred does, so its hunt begins where it is known to; a world that meets it often is wanted.
+# A rare one: a late report of the first attempt has to meet the second at the same worker. 5 of the worlds 0 to 259
+# show it and none of the first hundred does, so its hunt begins where it is known to; a world that meets it often is
+# wanted.
 FIRST_SEED: Final = {"completion_by_worker_name": 100}
 
 
