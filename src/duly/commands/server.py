@@ -50,7 +50,7 @@ def up(
         "log_level": log_level,
     }
     settings = load(flags, path=config).settings
-    from duly import boot
+    from duly.boot.up import run_up
 
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # `--app reports:duly` means ./reports.py, as for python -m
@@ -62,14 +62,14 @@ def up(
             put(f"duly {url}  (pages at {url}/docs, data in {settings.dir}; Ctrl-C ends it)")
         sys.stdout.flush()
 
-    boot.run_up(settings, started=started)
+    run_up(settings, started=started)
 
 
 def migrate(*, dir_: Directory = None, config: SettingsFile = None, output: Output = _PLAIN) -> None:
     """Bring the stores of a directory to this version's schema; `duly up` does so, too."""
     import asyncio
 
-    from duly import boot
+    from duly.boot import assemble
     from duly.settings import load
     from duly.tasks.registry import FunctionRegistry
 
@@ -78,7 +78,7 @@ def migrate(*, dir_: Directory = None, config: SettingsFile = None, output: Outp
     settings = load({**flags, "shards": present or None}, path=config).settings
 
     async def bring() -> int:
-        node = boot.assemble(settings, FunctionRegistry())
+        node = assemble(settings, FunctionRegistry())
         try:
             return await node.store.migrate()
         finally:

@@ -1,34 +1,25 @@
-"""The composition root: settings become adapters, adapters become roles. The only module that knows both sides.
+"""An embedded duly: SQLite shards, a broker in this process, blobs in a directory, one worker.
 
 assemble(settings) ─▶ Node(store, broker, blobs, servicer, schedulers, worker, keeper)
 Node.start ─▶ migrate, servicer, schedulers, worker, keeper      Node.stop ─▶ the same backwards
-serve(settings) ─▶ a Node with its HTTP face, until SIGTERM or SIGINT
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import random  # noqa: TID251 - this is where chance comes in: everything else is handed `dice` and `entropy`
 import secrets
-import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-import apsw
 
 from duly.adapters.local_broker import LocalBroker
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
-from duly.core.errors import InvalidInput, Unavailable
-from duly.core.instants import MILLISECOND
+from duly.core.errors import InvalidInput
 from duly.core.model import WorkerId
 from duly.core.ring import place
 from duly.ports import Blobs, Broker, Clock, Store
@@ -41,12 +32,7 @@ from duly.tasks.attempt import Runner
 from duly.tasks.registry import FunctionRegistry, app_object
 from duly.telemetry import Telemetry
 
-if TYPE_CHECKING:
-    from uvicorn import Server
-
 log = logging.getLogger("duly.boot")
-
-TOKENS: Final = "tokens.json"
 
 
 class Node:
@@ -227,64 +213,6 @@ def worker_settings(settings: Settings, scratch: Path) -> WorkerSettings:
     )
 
 
-# -- duly up ------------------------------------------------------------------------------------------------
-
-
-async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
-    """Run an embedded duly with its HTTP face until SIGTERM or SIGINT; then drain, and stop.
-
-    `started` is called with the URL once the API answers. Raises InvalidInput when the address would be open to
-    others without a token, DulyError when the directory is in use.
-    """
-    from duly.faces.api import create_app
-    from duly.faces.http.access import Access, bind_problem, hosts_for
-    from duly.faces.http.settings import HttpSettings
-    from duly.faces.tokens import TokenFile
-
-    clock = SystemClock()
-    tokens = TokenFile(Path(settings.dir) / TOKENS, monotonic=clock.monotonic)
-    problem = bind_problem(settings.host, tokens)
-    if problem:
-        raise InvalidInput.at("/host", problem)
-    listener = _listen(settings.host, settings.port)
-    try:
-        node = assemble(settings, FunctionRegistry(settings.functions), clock)
-    except BaseException:
-        listener.close()
-        raise
-    stop = asyncio.Event()
-    app = create_app(
-        node.servicer,
-        access=Access(tokens, clock=clock),
-        telemetry=node.telemetry,
-        settings=HttpSettings(
-            hosts=hosts_for(settings.host, tuple(settings.allowed_hosts)),
-            max_blob_bytes=settings.max_blob_bytes,
-            sqlite=apsw.sqlite_lib_version(),
-        ),
-        stop=stop,
-    )
-    server = _http_server(app)
-    address = f"http://{_authority(settings.host, listener.getsockname()[1])}"
-    asked = asyncio.Event()
-    with listener, _signals(asked):
-        await node.start()
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-        try:
-            await _until_started(server, serving, clock)
-            await register_apps(node)
-            started(address)
-            await _first(asked, serving)
-            log.info("draining")
-            stop.set()
-            await node.drain()
-        finally:
-            stop.set()
-            server.should_exit = True
-            await serving
-            await node.stop()
-
-
 async def register_apps(node: Node) -> None:
     """Create or bring up to date the jobs of the apps' decorated functions."""
     from duly.faces.client import Client
@@ -302,89 +230,3 @@ async def register_apps(node: Node) -> None:
                 job = await register(transport, registration)
                 if job is not None:
                     log.info("job %s of %s: %s", job.id, registration.name, job.schedule)
-
-
-def run_up(settings: Settings, *, started: Callable[[str], None]) -> None:
-    """`serve` on an event loop of its own, with its log on stderr."""
-    import uvloop
-
-    from duly.log_output import configure
-
-    configure(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, started=started))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is told before anything else starts."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise Unavailable(f"cannot listen on {_authority(host, port)}: {error.strerror}; try another --port") from None
-    return listener
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _http_server(app: object) -> Server:
-    import uvicorn
-
-    class QuietServer(uvicorn.Server):
-        """Signals are this program's: uvicorn would take them and raise them again at its end."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http="httptools",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=75,
-    )
-    return QuietServer(config)
-
-
-async def _until_started(server: Server, serving: asyncio.Task[None], clock: Clock) -> None:
-    while not server.started:
-        if serving.done():
-            await serving
-            raise Unavailable("the HTTP server did not start")
-        await clock.sleep(5 * MILLISECOND)
-
-
-async def _first(asked: asyncio.Event, serving: asyncio.Task[None]) -> None:
-    waiting = asyncio.create_task(asked.wait())
-    try:
-        await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-
-
-@contextlib.contextmanager
-def _signals(asked: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a drain; a second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-
-    def ask() -> None:
-        if asked.is_set():
-            os._exit(1)
-        asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

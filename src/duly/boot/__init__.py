@@ -1,0 +1,12 @@
+"""The composition root: settings become adapters, adapters become roles. The only package that knows both sides.
+
+embedded.py  SQLite, a broker in this process, a directory: what `Duly()` and `duly up` have in them
+up.py        `duly up`: that, with its HTTP face, until a signal
+serving.py   listening, HTTP servers, and the signals that end a process
+"""
+
+from __future__ import annotations
+
+from duly.boot.embedded import Node, assemble, connect, worker_settings
+
+__all__ = ["Node", "assemble", "connect", "worker_settings"]
