@@ -1,6 +1,6 @@
 """The four ports through which roles touch the world. Each verb's docstring is its contract, clause by clause.
 
-Stores are asked through about sixteen verbs that speak of transitions, not rows. `apply` is the only way in
+Stores are asked through some eighteen verbs that speak of transitions, not rows. `apply` is the only way in
 which a run changes state. Zero rows changed is an answer (a loser), never an exception.
 All instants and durations are integer microseconds; instants are UTC by the shard's clock.
 """
@@ -15,6 +15,7 @@ import msgspec
 from duly.core.machine import Transition
 from duly.core.messages import AnyMessage
 from duly.core.model import Job, JobId, Run, RunKey, RunState, Term, Worker, WorkerId
+from duly.core.ring import SlotMap
 
 # -- store --------------------------------------------------------------------------------------------------
 
@@ -214,6 +215,15 @@ class Store(Protocol):
 
         An expired, released or new term goes to the caller with a fence one higher than any before; the
         holder's own call extends it with the fence unchanged. `release` ends it at once if it is the caller's.
+        """
+        ...
+
+    async def slots(self, shard: str, proposed: SlotMap | None = None) -> SlotMap | None:
+        """The slot map in force at this shard; None if it has none yet.
+
+        `proposed` is written before the answer if there is none or its epoch is higher than that of the one there; a
+        lower or equal epoch changes nothing, so the answer says whether it was taken. Epochs of a shard never fall.
+        Once a proposed map was answered, no `create` is committed that was judged by an older one.
         """
         ...
 

@@ -105,6 +105,7 @@ async def test_another_shards_name_is_not_found(store: SqliteStore) -> None:
         store.apply([dispatch(run("a"))], shard="s1"),
         store.expired("s1", 1),
         store.hold("s1", "me", 1),
+        store.slots("s1"),
     ):
         with pytest.raises(NotFound):
             await call

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duly.core.model import JobId
-from duly.core.ring import SLOTS, Ring, moves, place, slot
+from duly.core.ring import SLOTS, Ring, SlotMap, map_slots, moves, place, slot
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=8)
 
@@ -86,3 +87,22 @@ def test_a_ring_needs_shards_with_weight(weights: dict[str, float]) -> None:
     """Everything else is refused."""
     with pytest.raises(ValueError, match="shard"):
         place(weights)
+
+
+def test_slot_maps_follow_each_other_by_epoch() -> None:
+    """The table is the ring's; its weights go with it, through its encoding too."""
+    first = map_slots({"a": 1.0, "b": 2.0})
+    second = map_slots({"a": 1.0, "b": 2.0, "c": 1.0}, after=first)
+    assert (first.epoch, second.epoch) == (1, 2)
+    assert second.table == place({"a": 1.0, "b": 2.0, "c": 1.0}).table
+    assert {move.target for move in moves(first, second)} == {"c"}
+    assert msgspec.json.decode(msgspec.json.encode(second), type=SlotMap) == second
+
+
+@pytest.mark.parametrize(("table", "epoch"), [(("a",) * SLOTS, 0), (("a",), 1), (("a",) * (SLOTS - 1) + ("",), 1)])
+def test_a_slot_map_names_a_shard_for_each_slot(table: tuple[str, ...], epoch: int) -> None:
+    """With an epoch from 1 on; whoever sends another is refused."""
+    with pytest.raises(ValueError, match="slot map"):
+        SlotMap(table, epoch=epoch)
+    with pytest.raises(msgspec.ValidationError, match="slot map"):
+        msgspec.json.decode(msgspec.json.encode({"table": table, "epoch": epoch}), type=SlotMap)

@@ -26,7 +26,7 @@ from simulation.loop import NOBODY, SECOND, Life, NodeClock, VirtualLoop
 from simulation.referee import Referee
 
 QUEUE: Final = 10_000
-WRITES: Final = frozenset({"create", "change", "apply", "beat", "expired", "hold", "prune"})
+WRITES: Final = frozenset({"create", "change", "apply", "beat", "expired", "hold", "prune", "slots"})
 CALLER: contextvars.ContextVar[NodeClock | None] = contextvars.ContextVar("CALLER", default=None)  # for a mutant
 
 

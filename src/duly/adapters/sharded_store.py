@@ -1,7 +1,7 @@
 """A Store made of Stores: each job's shard by the ring, pages merged from all of them.
 
     by job id        create  get  change  load  apply (without a fence)      to the shard of each, at the same time
-    by shard name    now  due  active  beat  expired  hold  apply (fenced)   to that one
+    by shard name    now  due  active  beat  expired  hold  slots  apply (fenced)   to that one
     from all         page_jobs  page_runs  stats                             those that answer
                      prune  referred  migrate  close                         every one
 
@@ -30,7 +30,7 @@ from duly.core.paging import (
     run_cursor,
     run_position,
 )
-from duly.core.ring import Ring
+from duly.core.ring import Ring, SlotMap
 from duly.ports import Collision, JobPage, JobQuery, JobRow, Pruned, RunPage, RunQuery, ShardStats, Store
 
 T = TypeVar("T")
@@ -146,6 +146,9 @@ class ShardedStore:
 
     async def hold(self, shard: str, owner: str, ttl: int, *, release: bool = False) -> Term:
         return await self._on(shard).hold(shard, owner, ttl, release=release)
+
+    async def slots(self, shard: str, proposed: SlotMap | None = None) -> SlotMap | None:
+        return await self._on(shard).slots(shard, proposed)
 
     # -- from all -------------------------------------------------------------------------------------------
 

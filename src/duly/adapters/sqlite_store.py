@@ -10,6 +10,7 @@
     term       one row: owner · fence · expires_at           hold
     blob_ref   digest ◀── (job, scheduled), or the job       create, change, apply, prune
     orphan     digests that lost a reference                 change, prune; emptied by the prune after
+    slot_map   one row: epoch · doc (the SlotMap)            slots
     tally      counts by name: jobs, and runs by state       every batch that changed one, in its transaction
     migration  number · name · sha256 · applied_at           migrate
 
@@ -47,10 +48,12 @@ from duly.adapters.sql import statements
 from duly.adapters.sqlite_cache import Cache
 from duly.adapters.sqlite_file import MEMORY, FileLock, migrate, missing_steps, open_reader, open_writer
 from duly.adapters.sqlite_rows import to_finished_run, to_job, to_run, to_worker, worker_row
+from duly.adapters.sqlite_slots import Ownership
 from duly.adapters.sqlite_writer import Transaction, Writer, translated
 from duly.core.errors import NotFound, Unavailable
 from duly.core.machine import Transition
 from duly.core.model import Job, JobId, Run, RunKey, Term, Worker
+from duly.core.ring import SlotMap
 from duly.ports import Clock, Collision, JobPage, JobQuery, JobRow, Pruned, RunPage, RunQuery, ShardStats
 
 SQL: Final = statements("sqlite")
@@ -76,6 +79,7 @@ class SqliteStore:
         self._offset = clock.wall() - clock.monotonic()  # that the leases in the file go by
         self._moving: asyncio.Task[None] | None = None
         self._cache = Cache()
+        self._ownership = Ownership(shard)
         self._handed_orphans: set[str] = set()
         self._prune_position = ""
         self._writer: Writer | None = None
@@ -102,6 +106,7 @@ class SqliteStore:
     def _begin(self) -> None:
         """Open what serves the verbs, once the schema is right."""
         sqlite_leases.bring_back(self._db, self._now())
+        self._ownership.read(self._db)
         if not self._inline:
             self._point = open_reader(self._path)
             for _ in range(READERS):
@@ -182,7 +187,8 @@ class SqliteStore:
         if not jobs:
             return []
         self._open_writer()
-        rows, work = sqlite_changes.creation(jobs, self._now())
+        rows, create = sqlite_changes.creation(jobs, self._now())
+        work = self._ownership.guarding([job.id for job, _ in jobs], create)
 
         def committed(existing: list[Job | None]) -> None:
             self._cache.created([row for row, job in zip(rows, existing, strict=True) if job is None])
@@ -337,6 +343,13 @@ class SqliteStore:
             return term
 
         return await self._write(work)
+
+    async def slots(self, shard: str, proposed: SlotMap | None = None) -> SlotMap | None:
+        self._here(shard)
+        self._open_writer()
+        if proposed is None or not self._ownership.yields_to(proposed):
+            return self._ownership.map
+        return await self._write(self._ownership.proposal(proposed), committed=self._ownership.adopt)
 
     # -- upkeep ---------------------------------------------------------------------------------------------
 

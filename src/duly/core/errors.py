@@ -15,6 +15,7 @@ DulyError
 ├── Overloaded          429 overloaded          a queue is full; try again after `retry_after` seconds
 ├── Unavailable         503 unavailable         a shard, store or broker does not answer; `retry_after`
 │   ├── Fenced          503 fenced              another scheduler holds the term
+│   ├── WrongShard      503 wrong_shard         the slot map in force gives the job's slot to another shard
 │   └── OutcomeUnknown  503 outcome_unknown     a commit may or may not have happened: read, then repeat
 ├── StorageFull         507 storage_full
 ├── BlobCorrupt         500 blob_corrupt        stored bytes do not match their digest
@@ -168,6 +169,23 @@ class Fenced(Unavailable):
     """Another scheduler holds the term of this shard."""
 
     code, title = "fenced", "Fenced"
+
+
+class WrongShard(Unavailable):
+    """The slot of this job belongs to another shard by now; nothing was written: try again shortly."""
+
+    code, title = "wrong_shard", "Wrong shard"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        epoch: int = 0,
+        errors: tuple[FieldError, ...] = (),
+        retry_after: float | None = 1.0,
+    ) -> None:
+        self.epoch = epoch  # of the slot map in force at the shard that refused
+        super().__init__(detail, errors=errors, retry_after=retry_after)
 
 
 class OutcomeUnknown(Unavailable):

@@ -1,6 +1,6 @@
 """Which shard holds a job: 4,096 fixed slots, and a consistent placement of slots on shards.
 
-    job id ──blake2b & 4095──▶ slot ──Ring.table──▶ shard
+    job id ──blake2b & 4095──▶ slot ──Ring.table──▶ shard        SlotMap = Ring + epoch, kept in every shard
 
 A slot ranks the shards by weighted rendezvous hashing and takes the first that is not full; full is 5 % above the
 shard's fair share. So the same shards give the same ring on every node, one that joins or leaves moves about its
@@ -41,6 +41,23 @@ class Ring(msgspec.Struct, frozen=True):
         return tuple(i for i, name in enumerate(self.table) if name == shard)
 
 
+class SlotMap(Ring, frozen=True, kw_only=True):
+    """A ring with its version: of two slot maps the one with the higher epoch is in force. Made by `map_slots`.
+
+    The table is what counts; `weights` is what it was made from. Raises ValueError for an epoch below 1 or a table
+    that has not one name for each slot.
+    """
+
+    epoch: int
+    weights: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if self.epoch < 1:
+            raise ValueError("the epoch of a slot map is at least 1")
+        if len(self.table) != SLOTS or not all(self.table):
+            raise ValueError(f"a slot map names a shard for each of {SLOTS} slots")
+
+
 class Move(NamedTuple):
     """A slot that changes shards."""
 
@@ -67,6 +84,14 @@ def place(weights: Mapping[str, float]) -> Ring:
         room[chosen] -= 1
         table.append(chosen)
     return Ring(tuple(table))
+
+
+def map_slots(weights: Mapping[str, float], *, after: SlotMap | None = None) -> SlotMap:
+    """The slot map of shards with weights, to follow `after`: its epoch is one higher, 1 for the first one.
+
+    Raises ValueError as `place` does.
+    """
+    return SlotMap(place(weights).table, epoch=1 if after is None else after.epoch + 1, weights=dict(weights))
 
 
 def moves(before: Ring, after: Ring) -> tuple[Move, ...]:

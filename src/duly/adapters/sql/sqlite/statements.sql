@@ -164,6 +164,13 @@ on conflict(id) do update set owner = excluded.owner, fence = excluded.fence, ex
 -- name: move_term
 update term set expires_at = expires_at + ? where id = 1
 
+-- name: slot_map
+select doc from slot_map where id = 1
+
+-- name: put_slot_map
+insert into slot_map values (1, ?, ?)
+on conflict(id) do update set epoch = excluded.epoch, doc = excluded.doc where excluded.epoch > slot_map.epoch
+
 -- name: add_to_tally
 insert into tally values (?, ?) on conflict(name) do update set n = n + excluded.n
 
