@@ -151,14 +151,16 @@ class Store(Protocol):
         *,
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
+        unbegun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
         """Replace a job's document if its version still is `was_version`, and its waiting runs with `opened`.
 
         Waiting runs that never started (attempt 0, not manual) are removed and `opened` inserted, in the same
         transaction; with `keep_waiting` the waiting runs stay and `opened` is added. A deleted job loses all
-        its waiting runs. `begun` names, by scheduled_at, the job's unfinished runs that have had an attempt (manual
-        ones apart): if they are others by now, nothing is written and the answer is a Collision. Returns the job as
-        written, None if the version differs or the job is unknown (nothing is written), or Collision.
+        its waiting runs. `begun` names, by scheduled_at, the job's unfinished runs that have had an attempt, `unbegun`
+        those that have not (manual ones apart): if they are others by now, nothing is written and the answer is a
+        Collision. Returns the job as written, None if the version differs or the job is unknown (nothing is written),
+        or Collision.
         """
         ...
 

@@ -269,6 +269,16 @@ async def test_change_that_saw_other_begun_runs_collides(harness: Harness) -> No
     assert await harness.store.change(changed, 1, [], begun=both) == changed
 
 
+async def test_change_that_saw_other_unbegun_runs_collides(harness: Harness) -> None:
+    """One that waited at the decision may have ended without an attempt: cancelled, or missed."""
+    manual = run("a", 7, manual=True)
+    await harness.store.create([(job("a"), [run("a"), manual, run("a", 5 * SECOND, attempt=1)])])
+    changed = job("a", version=2)
+    for seen in (frozenset(), frozenset({T0, T0 + 7}), frozenset({T0, T0 + 5 * SECOND})):
+        assert isinstance(await harness.store.change(changed, 1, [], unbegun=seen), Collision)
+    assert await harness.store.change(changed, 1, [], unbegun=frozenset({T0})) == changed
+
+
 async def test_change_is_seen_by_load_and_due_at_once(harness: Harness) -> None:
     """No memory of the old document is left."""
     await harness.store.create([(job("a"), [run("a")])])

@@ -101,9 +101,10 @@ class ShardedStore:
         *,
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
+        unbegun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
         store = self._stores[self._ring.shard_of(job.id)]
-        return await store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun)
+        return await store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun, unbegun=unbegun)
 
     async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
         return await self._each(keys, lambda key: key[0], lambda store, mine: store.load(mine))

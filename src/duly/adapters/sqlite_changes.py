@@ -248,6 +248,7 @@ def change(
     *,
     keep_waiting: bool,
     begun: frozenset[int] | None,
+    unbegun: frozenset[int] | None,
 ) -> Callable[[Transaction], Job | Collision | None]:
     """The call that replaces a job's document and its waiting runs."""
     row = job_row(job)
@@ -261,8 +262,10 @@ def change(
         for run in opened:
             if _past_waiting(tx.db, run):
                 return Collision(run.scheduled_at)
-        if begun is not None:
-            others = begun ^ {scheduled for (scheduled,) in tx.db.execute(SQL["begun_of_job"], (job.id,))}
+        for seen, name in ((begun, "begun_of_job"), (unbegun, "unbegun_of_job")):
+            if seen is None:
+                continue
+            others = seen ^ {scheduled for (scheduled,) in tx.db.execute(SQL[name], (job.id,))}
             if others:
                 return Collision(min(others))
         tx.db.execute(SQL["update_job"], row)

@@ -206,8 +206,11 @@ class SqliteStore:
         *,
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
+        unbegun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
-        work = sqlite_changes.change(job, was_version, opened, self._now(), keep_waiting=keep_waiting, begun=begun)
+        work = sqlite_changes.change(
+            job, was_version, opened, self._now(), keep_waiting=keep_waiting, begun=begun, unbegun=unbegun
+        )
         return await self._write(work, rows=1 + len(opened), committed=lambda _: self._cache.changed(job.id))
 
     async def page_jobs(self, query: JobQuery) -> JobPage:

@@ -262,6 +262,7 @@ def define_job(
         updated_at=now,
         anchored_at=anchored_at,
         body_digest=body_digest if before is None else before.body_digest,
+        spent=None if before is None else before.spent,
     )
     wrong.attempt("/schedule", lambda: policy.schedule_of(job), None)
     wrong.settle()

@@ -73,7 +73,8 @@ class Transition(msgspec.Struct, frozen=True, gc=False):
     """A decision: what the store compares, the run as it will be, and the runs that this opens.
 
     `was_cancelled`: a cancel had been asked for; while an attempt is out that may come between decision and commit.
-    `was_job`: the version of the job that decided what follows; compared where the job's own state did (fixed delay).
+    `was_job`: the version of the job that decided what follows; compared where the job's own state did: what goes back
+    to waiting, and what opens the next run of a fixed delay.
     `columns_only`: nothing but state, attempt, worker and dispatched_at differs, so that the document need
     not be written again.
     """
@@ -216,7 +217,10 @@ def _end_unstarted(run: Run, job: Job, state: RunState, reason: str, now: int) -
     following = policy.run_after_unrun(job, run, run.scheduled_at) if run.attempt == 0 else None
     if run.attempt > 0:
         following = policy.delayed_run(job, run, now)
-    return Transition(run.state, run.attempt, run.worker, ended, () if following is None else (following,))
+    opened = () if following is None else (following,)
+    # Of a retry: a change does not remove it, so the run that follows it would outlive the change.
+    was_job = job.version if run.attempt and opened else None
+    return Transition(run.state, run.attempt, run.worker, ended, opened, was_job=was_job)
 
 
 # -- from dispatched and running ----------------------------------------------------------------------------
@@ -224,6 +228,12 @@ def _end_unstarted(run: Run, job: Job, state: RunState, reason: str, now: int) -
 
 def _changed(run: Run, after: Run, opened: tuple[Run, ...] = ()) -> Transition:
     return Transition(run.state, run.attempt, run.worker, after, opened, was_cancelled=run.cancel is not None)
+
+
+def _back(run: Run, job: Job, waiting: Run) -> Transition:
+    """To waiting again, unless the job is changed meanwhile: a change removes or replaces what waits, and this does not
+    wait yet."""
+    return replace(_changed(run, waiting), was_job=job.version)
 
 
 def _started(run: Run, job: Job, started_at: int | None, cause: LateCause | None, isolation: str = "") -> Run:
@@ -288,10 +298,10 @@ def _failed(run: Run, job: Job, event: Failed, now: int, dice: float) -> Transit
     if not again:
         return _end(run, job, replace(tried, state=RunState.FAILED), now)
     wait = policy.backoff(job.retry, tried.failures + tried.crashes, dice)
-    return _try_again(run, tried, "failed", now + wait)
+    return _try_again(run, job, tried, "failed", now + wait)
 
 
-def _try_again(run: Run, tried: Run, word: str, due_at: int) -> Transition:
+def _try_again(run: Run, job: Job, tried: Run, word: str, due_at: int) -> Transition:
     """Back to waiting; the attempt that ended is kept in the run's list, its files are not the run's."""
     attempt = Attempt(
         number=run.attempt,
@@ -318,7 +328,7 @@ def _try_again(run: Run, tried: Run, word: str, due_at: int) -> Transition:
         logs={},
         held_by=None,
     )
-    return _changed(run, waiting)
+    return _back(run, job, waiting)
 
 
 def _released(run: Run, job: Job, event: Released, now: int) -> Transition:
@@ -339,7 +349,7 @@ def _released(run: Run, job: Job, event: Released, now: int) -> Transition:
         held_by=held_by,
         attempts=_with_released(run, now),
     )
-    return _changed(run, waiting)
+    return _back(run, job, waiting)
 
 
 def _unstarted(run: Run) -> bool:
@@ -375,7 +385,7 @@ def _superseded(run: Run, job: Job, now: int) -> Transition:
             job_version=job.version,
             due_at=run.scheduled_at + policy.jitter_of(job, run.scheduled_at),
         )
-        return _changed(run, waiting)
+        return _back(run, job, waiting)
     ended = replace(run, state=RunState.CANCELLED, reason="job changed: not in the new schedule", finished_at=now)
     following = policy.run_after_unrun(job, run, now) if schedule.kind == "delay" else None  # others have theirs
     return _changed(run, ended, () if following is None else (following,))
@@ -439,4 +449,4 @@ def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
     )
     if crashed.crashes >= QUARANTINE_AFTER:
         return _end(run, job, _quarantined(crashed), now)
-    return _try_again(run, crashed, "lost", now)
+    return _try_again(run, job, crashed, "lost", now)

@@ -161,7 +161,8 @@ class Job(Frozen, frozen=True, kw_only=True):
     """A task and a schedule, with its policies; a document with a version.
 
     `anchored_at` is the instant from which relative schedules count: creation, or the last change of schedule.
-    `body_digest` is set with an idempotency key, to tell a repeat from a clash.
+    `body_digest` is set with an idempotency key, to tell a repeat from a clash. `spent` is the instant of a one-time
+    schedule whose run has begun or ended, noted by the next change: its history may be pruned.
     """
 
     id: JobId
@@ -193,6 +194,7 @@ class Job(Frozen, frozen=True, kw_only=True):
     state: JobState = "active"
     version: int = 1
     body_digest: str = ""
+    spent: int | None = None
 
 
 # -- runs ---------------------------------------------------------------------------------------------------

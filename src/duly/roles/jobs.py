@@ -267,9 +267,13 @@ class JobDesk(RunDesk):
             now = await self._store.now(self._store.shard_of(before.id))
             job = change(before, now)
             begun = await self._begun_runs(job.id)
+            unbegun: frozenset[int] | None = None
+            if (instant := _instant_opened(before)) is not None:
+                unbegun = frozenset(run.scheduled_at for run in await self._unbegun_runs(job.id))
+                job = job if instant in unbegun else replace(job, spent=instant)
             opened = await self._reopened(before, job, now, begun)
             seen = frozenset(run.scheduled_at for run in begun)
-            written = await self._store.change(job, before.version, opened, begun=seen)
+            written = await self._store.change(job, before.version, opened, begun=seen, unbegun=unbegun)
             if written is None or isinstance(written, Collision):
                 continue
             await self._hint([(run, job) for run in opened], now, changed=[job.id])
@@ -284,6 +288,11 @@ class JobDesk(RunDesk):
         page = await self._store.page_runs(RunQuery(job_id=job_id, states=unfinished, limit=1000))
         return [run for run in page.items if run.attempt and not run.manual]
 
+    async def _unbegun_runs(self, job_id: JobId) -> list[Run]:
+        """The waiting runs of the schedule that have had no attempt."""
+        query = RunQuery(job_id=job_id, states=(RunState.WAITING,), oldest_first=True, limit=1000)
+        return [run for run in (await self._store.page_runs(query)).items if run.attempt == 0 and not run.manual]
+
     async def _reopened(self, before: Job, job: Job, now: int, begun: Sequence[Run]) -> list[Run]:
         """The waiting runs that a changed job shall have in place of its present ones."""
         if job.state != "active":
@@ -293,17 +302,13 @@ class JobDesk(RunDesk):
             getattr(before, name) == getattr(job, name) for name in SCHEDULE_FIELDS
         )
         if same_times:
-            waiting = await self._store.page_runs(
-                RunQuery(job_id=job.id, states=(RunState.WAITING,), oldest_first=True, limit=1000)
-            )
-            return [
-                replace(run, priority=job.priority, job_version=job.version)
-                for run in waiting.items
-                if run.attempt == 0 and not run.manual
-            ]
+            waiting = await self._unbegun_runs(job.id)
+            return [replace(run, priority=job.priority, job_version=job.version) for run in waiting]
         ordinal = await self._next_ordinal(job)
         if schedule.kind == "once":
             first = policy.once_run(job)
+            if first is not None and first.scheduled_at == job.spent:
+                return []
             known = first and (await self._store.load([first.key]))[0]
             waits = known is None or (known and known[0].state == RunState.WAITING)
             return [first] if first is not None and waits else []
@@ -428,6 +433,14 @@ class JobDesk(RunDesk):
 
 def _view(row: JobRow) -> JobView:
     return views.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
+
+
+def _instant_opened(job: Job) -> int | None:
+    """The instant of an active one-time job, whose run was opened with it: if it does not wait, it has been."""
+    if job.state != "active" or policy.schedule_of(job).kind != "once":
+        return None
+    run = policy.once_run(job)
+    return None if run is None else run.scheduled_at
 
 
 def _opened(job: Job, now: int) -> Sequence[Run]:

@@ -189,4 +189,5 @@ def _compose(first: Transition, then: Transition) -> Transition:
         then.run,
         first.opened + then.opened,
         was_cancelled=first.was_cancelled,
+        was_job=then.was_job,
     )

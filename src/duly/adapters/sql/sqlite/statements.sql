@@ -95,6 +95,9 @@ select state from run where job = ? and scheduled = ?
 -- Unfinished runs of the schedule that have had an attempt: out, or waiting to be tried again.
 select scheduled from run where job = ? and (state <> 0 or attempt > 0) and manual = 0
 
+-- name: unbegun_of_job
+select scheduled from run where job = ? and state = 0 and attempt = 0 and manual = 0
+
 -- name: job_has_version
 select 1 from job where id = ? and version = ?
 

@@ -1,0 +1,117 @@
+"""Jobs that are changed while their runs begin, end and are forgotten: nothing runs that should not, nor twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from duly.core.instants import DAY, SECOND
+from duly.core.machine import Transition
+from duly.core.model import Failure, Job, JobId, RunState
+from duly.roles.keeper import Keeper
+from roles.stage import Stage
+
+
+async def forget(stage: Stage) -> None:
+    """Prune, as the keeper does."""
+    keeper = Keeper(store=stage.store, blobs=stage.node.blobs, clock=stage.clock)
+    await asyncio.gather(keeper.tidy(), stage.advance(SECOND))
+
+
+@pytest.mark.parametrize("between", ["pause", "jitter", "schedule and back"])
+async def test_a_one_time_job_whose_run_was_pruned_does_not_run_again(stage: Stage, between: str) -> None:
+    """No history says any more that it ran; the job does."""
+    job = await stage.create("once", "in 1s", keep={"runs": 0, "for": "1d"})
+    await stage.until(3 * SECOND)
+    await forget(stage)
+    assert await stage.runs(job) == []
+    match between:
+        case "pause":
+            await stage.servicer.pause_job(job.id)
+            await forget(stage)
+            await stage.servicer.resume_job(job.id)
+        case "jitter":
+            await stage.servicer.update_job(job.id, {"jitter": "1s"})
+        case _:
+            await stage.servicer.update_job(job.id, {"schedule": "every 1d"})
+            await stage.servicer.update_job(job.id, {"schedule": "2027-01-15T08:00:01.001Z"})
+    await stage.advance(20 * SECOND)
+    assert stage.started("once") == [1.001]
+
+
+@pytest.mark.parametrize("paused_at", [0.0, 3.0])
+async def test_a_one_time_job_that_was_paused_before_its_time_runs_when_resumed(stage: Stage, paused_at: float) -> None:
+    """It never ran, whether it was made paused or put off later; and then once only."""
+    job = await stage.create("once", "in 10s", keep={"runs": 0, "for": "1d"}, paused=not paused_at)
+    await stage.until(int(paused_at * SECOND) + 2000)
+    await stage.servicer.pause_job(job.id)
+    await stage.until(20 * SECOND)
+    for _ in range(2):
+        await stage.servicer.resume_job(job.id)
+        await stage.advance(5 * SECOND)
+        await forget(stage)
+        await stage.servicer.pause_job(job.id)
+    await stage.servicer.resume_job(job.id)
+    await stage.advance(5 * SECOND)
+    assert [int(at) for at in stage.started("once")] == [20]
+
+
+async def test_a_one_time_run_that_ends_while_its_job_is_paused_is_not_opened_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cancelled between the decision to pause and its commit, and its history is gone when the job goes on."""
+    job = await stage.create("once", "in 10s", keep={"runs": 0, "for": "1d"})
+    [run] = await stage.runs(job)
+    real = stage.store.change
+    calls = 0
+
+    async def change(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await stage.servicer.cancel_run(run.id)
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(stage.store, "change", change)
+    await stage.servicer.pause_job(job.id)
+    await forget(stage)
+    await stage.servicer.resume_job(job.id)
+    await stage.advance(DAY // 24)
+    assert stage.started("once") == []
+
+
+@pytest.mark.parametrize("state", ["deleted", "paused"])
+@pytest.mark.parametrize("end", ["failed", "handed back"])
+async def test_what_goes_back_to_waiting_while_its_job_is_changed_is_decided_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, end: str, state: str
+) -> None:
+    """A retry that was decided before the job was deleted and committed after would have been started once more."""
+    if end == "failed":
+        stage.script.fails = lambda held: Failure(kind="exception", message="as the test says")
+    job = await stage.create("r", "in 1s" if end == "failed" else "in 3s", retry={"base": "1s", "cap": "1s"})
+    real = stage.store.apply
+    changed = False
+
+    async def apply(transitions: Sequence[Transition], **kwargs: Any) -> list[int]:
+        nonlocal changed
+        if not changed and any(t.was_state.active and t.run.state == RunState.WAITING for t in transitions):
+            changed = True
+            [row] = await stage.store.get([JobId(job.id)])
+            assert row is not None
+            written = await stage.store.change(replace(row.job, state=state, version=row.job.version + 1), 1, [])
+            assert isinstance(written, Job)  # the servicer that asked for it dies before it can do more
+        return await real(transitions, **kwargs)
+
+    monkeypatch.setattr(stage.store, "apply", apply)
+    if end == "handed back":
+        await stage.until(2_700_000)  # it is at its worker, and has not begun
+        for held in stage.node.worker.attempts:
+            stage.script.stop(held, unless_started=True)
+    await stage.advance(20 * SECOND)
+    assert changed
+    starts = stage.started("r")
+    assert len(starts) == (0 if end == "handed back" else 1 if state == "deleted" else 3)
