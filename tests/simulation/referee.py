@@ -32,7 +32,6 @@ from duly.core.model import QUARANTINE_AFTER, Failure, Job, JobId, Run, RunKey, 
 SECOND: Final = 1_000_000
 LEAD: Final = 500_000
 STEPPED: Final = 10 * SECOND  # so long after a step of the store's clock, offsets may be wrong
-KNOWN_WITHIN: Final = 10 * SECOND  # a pause or deletion is known to the scheduler, slow store calls included
 UNMOVED: Final = 100_000  # steps of the clock smaller than this do not move leases
 MENDED: Final = 40 * SECOND  # after a step too small to be noticed, until offsets have forgotten what was before
 TIGHT: Final = 2_000  # µs by which a start may seem early: clocks are compared over a network
@@ -90,7 +89,6 @@ class Referee:
         self._holders: dict[int, str] = {}
         self._leases: dict[str, int] = {}
         self._stepped_at = -STEPPED
-        self._stated: dict[JobId, int] = {}
         self._left: dict[JobId, tuple[int, int]] = {}  # of the runs that were out lately: newest instant, true time
         self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
         self._froze: dict[Any, int] = {}
@@ -186,8 +184,6 @@ class Referee:
                 del self.runs[key], self.hot[key]
             if not goes_on:
                 self._grids[job.id] = Grid(job, max(self.now, *self._skipped(job.id, opened)))
-        if self.jobs[job.id].state != job.state:
-            self._stated[job.id] = self.true
         self.jobs[job.id] = job
         self._open(opened)
 
@@ -282,7 +278,6 @@ class Referee:
             self.counts["redispatches"] += 1
         fresh = after.attempt == 1 and not after.manual
         allowed = job.state == "active" or (job.state == "paused" and not fresh)
-        allowed = allowed or self.true - self._stated[job.id] < KNOWN_WITHIN
         self.require(allowed, 33, "paused and deleted jobs start nothing", f"{job.state}: {where}")
         if job.overlap != "allow":
             others = [key for key, each in self.hot.items() if key[0] == job.id and each.run.state.active]
