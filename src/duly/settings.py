@@ -3,8 +3,8 @@
     duly up --port 8000        DULY_PORT=8000        port = 8000        (duly.toml)
 
 Durations are text such as `500ms` outside and microseconds in `Settings`. Lists in the environment are separated by
-commas, mappings written `key=value,…`. `DULY_TOKEN_FILE` names a file that holds the token; any text setting
-can be given so.
+commas, mappings written `key=value,…`; where they are addresses, by white space. `DULY_TOKEN_FILE` names a file that
+holds the token; any text setting, list or mapping can be given so.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from duly.core.instants import MICROSECOND, MILLISECOND, MINUTE, SECOND, format_
 FILE_NAME: Final = "duly.toml"
 PREFIX: Final = "DULY_"
 
+_MASK: Final = "********"
 _DURATION: Final = {"duration": True}
 _SECRET: Final = {"secret": True}
+_SECRET_WORDS: Final = {"secret": True, "words": True}  # in the environment parted by white space: URLs have commas
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +75,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server: Annotated[str, Meta(description="servicers that a client asks, separated by commas")] = (
         "http://127.0.0.1:7350"
     )
-    token: Annotated[str | None, Meta(description="token that a client sends", extra=_SECRET)] = None
+    token: Annotated[str | None, Meta(description="token that a client, or a worker, sends", extra=_SECRET)] = None
+    name: Annotated[str, Meta(description="name of this process in a cluster; made of host and chance if empty")] = ""
+    stores: Annotated[
+        dict[str, str], Meta(description="PostgreSQL of each shard: NAME=URL, separated by spaces", extra=_SECRET_WORDS)
+    ] = {}
+    weights: Annotated[dict[str, float], Meta(description="share of the jobs that a shard takes, 1 unless given")] = {}
+    nats: Annotated[
+        list[str], Meta(description="NATS servers, nats://[TOKEN@]HOST:PORT, separated by spaces", extra=_SECRET_WORDS)
+    ] = []
+    blobs: Annotated[str, Meta(description="where files are: a directory or s3://BUCKET/PREFIX; in `dir` if empty")] = (
+        ""
+    )
+    s3_endpoint: Annotated[str, Meta(description="address of an S3-like store; Amazon's if empty")] = ""
+    s3_region: Annotated[str, Meta(description="region of the bucket")] = "us-east-1"
+    s3_access_key: Annotated[str, Meta(description="access key; that of the environment or the machine if empty")] = ""
+    s3_secret_key: Annotated[str, Meta(description="secret key of the access key", extra=_SECRET)] = ""
+    blob_cache: Annotated[int, Meta(ge=0, description="bytes that a worker keeps of files fetched from S3")] = 1 << 30
+    probe_host: Annotated[str, Meta(description="address at which schedulers and workers tell their health")] = (
+        "127.0.0.1"
+    )
+    probe_port: Annotated[int, Meta(ge=-1, le=65535, description="port for that; 0 takes a free one, -1 none")] = -1
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -98,8 +120,13 @@ class Loaded(msgspec.Struct, frozen=True):
             if _is(meta, "duration"):
                 value = format_duration(value)
             secret = _is(meta, "secret")
-            shown = "********" if secret and value else value
-            yield Setting(name, shown, self.origins.get(name, "default"), meta.description or "", secret)
+            yield Setting(
+                name,
+                _masked(value) if secret else value,
+                self.origins.get(name, "default"),
+                meta.description or "",
+                secret,
+            )
 
 
 def load(
@@ -130,6 +157,15 @@ def load(
     return Loaded(_decode(given, origins), origins)
 
 
+def _masked(value: Any) -> Any:
+    """How much of a secret is shown: that there is one, and the names of several."""
+    if isinstance(value, dict):
+        return dict.fromkeys(value, _MASK)
+    if isinstance(value, list):
+        return [_MASK] * len(value)
+    return _MASK if value else value
+
+
 def _take(given: dict[str, Any], origins: dict[str, str], name: str, value: Any, origin: str) -> None:
     meta = _metas().get(name)
     if meta is None:
@@ -149,18 +185,23 @@ def _from_environment(environ: Mapping[str, str], name: str) -> Iterator[tuple[s
     file = environ.get(f"{variable}_FILE")
     if file:
         try:
-            yield f"{variable}_FILE", Path(file).read_text().strip()
+            yield f"{variable}_FILE", _value(name, Path(file).read_text().strip())
         except OSError as error:
             raise InvalidInput.at(f"/{name}", f"{variable}_FILE: {file!r} {error.strerror}") from None
     value = environ.get(variable)
     if value is not None and value != "":
-        kind = get_origin(_hint(name))
-        if kind is list:
-            yield variable, [part.strip() for part in value.split(",") if part.strip()]
-        elif kind is dict:
-            yield variable, dict(part.strip().partition("=")[::2] for part in value.split(",") if part.strip())
-        else:
-            yield variable, value
+        yield variable, _value(name, value)
+
+
+def _value(name: str, text: str) -> Any:
+    """The text as a list or mapping where the setting is one."""
+    kind = get_origin(_hint(name))
+    if kind not in (list, dict):
+        return text
+    parts = text.split() if _is(_metas()[name], "words") else [part.strip() for part in text.split(",")]
+    if kind is list:
+        return [part for part in parts if part]
+    return dict(part.partition("=")[::2] for part in parts if part)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,3 +236,8 @@ def _hint(name: str) -> Any:
 def _metas() -> dict[str, Meta]:
     hints = get_type_hints(Settings, include_extras=True)
     return {name: hints[name].__metadata__[0] for name in Settings.__struct_fields__}
+
+
+def durations() -> frozenset[str]:
+    """The settings that are durations."""
+    return frozenset(name for name, meta in _metas().items() if _is(meta, "duration"))

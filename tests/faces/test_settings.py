@@ -102,3 +102,24 @@ def test_mistakes_are_told_with_their_place(text: str, environ: dict[str, str], 
 def test_every_setting_is_described() -> None:
     """`duly config show` has a sentence for each."""
     assert all(one.description for one in load(environ={}))
+
+
+def test_addresses_are_parted_by_white_space_and_masked() -> None:
+    """An address may have commas and equal signs of its own, and a password that is not shown."""
+    both = "postgresql://u:secret@a:1,b:2/db?target_session_attrs=primary"
+    environ = {"DULY_STORES": f"s0={both}\ns1=postgresql://c/db", "DULY_NATS": "nats://t0ken@a:4222 nats://b:4222"}
+    loaded = load(environ=environ)
+    assert loaded.settings.stores == {"s0": both, "s1": "postgresql://c/db"}
+    assert loaded.settings.nats == ["nats://t0ken@a:4222", "nats://b:4222"]
+    everything = shown(loaded)
+    assert everything["stores"] == ({"s0": "********", "s1": "********"}, "DULY_STORES")
+    assert everything["nats"] == (["********", "********"], "DULY_NATS")
+
+
+def test_a_file_may_hold_a_mapping(tmp_path: Path) -> None:
+    """As secrets are handed to containers."""
+    secret = tmp_path / "stores"
+    secret.write_text("s0=postgresql://u:p@a/db\ns1=postgresql://u:p@b/db\n")
+    loaded = load(environ={"DULY_STORES_FILE": str(secret)})
+    assert set(loaded.settings.stores) == {"s0", "s1"}
+    assert shown(loaded)["stores"][1] == "DULY_STORES_FILE"

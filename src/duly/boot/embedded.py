@@ -197,7 +197,7 @@ def _open_store(directory: Path, shards: int, clock: Clock) -> Store:
     return ShardedStore(stores, place(dict.fromkeys(names, 1.0)))
 
 
-def worker_settings(settings: Settings, scratch: Path) -> WorkerSettings:
+def worker_settings(settings: Settings, scratch: Path, *, shares_clock: bool = True) -> WorkerSettings:
     """The part of the settings that a worker has."""
     return WorkerSettings(
         slots=settings.slots or os.cpu_count() or 1,
@@ -209,7 +209,7 @@ def worker_settings(settings: Settings, scratch: Path) -> WorkerSettings:
         grace=settings.grace,
         spin=settings.spin,
         allow_private_addresses=settings.allow_private_addresses,
-        shares_clock=True,
+        shares_clock=shares_clock,
     )
 
 

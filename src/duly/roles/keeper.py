@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from duly.core.errors import DulyError
@@ -21,8 +21,18 @@ UNUSED_FOR: Final = HOUR  # an upload may be this much older than the job that w
 class Keeper(Loop):
     """Retention, in small steps, every `interval` µs."""
 
-    def __init__(self, *, store: Store, blobs: Blobs, clock: Clock, interval: int = MINUTE) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        clock: Clock,
+        interval: int = MINUTE,
+        may_tidy: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`may_tidy`: whether it is this keeper's turn, where there are several."""
         super().__init__("keeper")
+        self._may_tidy = may_tidy
         self._store = store
         self._blobs = blobs
         self._clock = clock
@@ -38,6 +48,8 @@ class Keeper(Loop):
         self._look()
         while self.state == "started":
             await self._clock.sleep(self._interval)
+            if not self._may_tidy():
+                continue
             try:
                 await self.tidy()
             except DulyError as error:

@@ -232,6 +232,15 @@ class Worker(Loop):
     def _shards_held(self, name: Lane) -> int:
         return sum(shard.held[name] for shard in self.attempts.shards.values())
 
+    def unheard(self) -> list[str]:
+        """The shards whose scheduler has not answered within a lease, in words; empty when all have."""
+        now = self._clock.monotonic()
+        return [
+            f"shard {shard.name} does not answer"
+            for shard in self.attempts.shards.values()
+            if shard.trusted_until is None or shard.trusted_until < now
+        ]
+
     # -- beats ----------------------------------------------------------------------------------------------
 
     async def _beat(self, shard: Shard) -> None:
