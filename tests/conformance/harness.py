@@ -8,10 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from conformance.samples import T0
+from duly.adapters.guarded_store import GuardedStore
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core.model import JobId
-from duly.core.ring import place
+from duly.core.ring import map_slots
 from duly.ports import Store
 from duly.testing import ManualClock
 
@@ -54,12 +55,12 @@ async def file(directory: Path) -> AsyncIterator[Harness]:
 
 @contextlib.asynccontextmanager
 async def sharded(directory: Path) -> AsyncIterator[Harness]:
-    """Three shards in memory behind one face."""
+    """Three shards in memory, each guarded, behind one face."""
     clock = ManualClock(T0)
     names = ("s0", "s1", "s2")
     store = ShardedStore(
-        {name: SqliteStore(":memory:", clock=clock, shard=name) for name in names},
-        place(dict.fromkeys(names, 1.0)),
+        {name: GuardedStore(SqliteStore(":memory:", clock=clock, shard=name), clock=clock) for name in names},
+        map_slots(dict.fromkeys(names, 1.0)),
     )
     await store.migrate()
     yield Harness(store, clock)

@@ -21,7 +21,7 @@ from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
 from duly.core.errors import InvalidInput
 from duly.core.model import WorkerId
-from duly.core.ring import place
+from duly.core.ring import map_slots
 from duly.ports import Blobs, Broker, Clock, Store
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
@@ -194,7 +194,7 @@ def _open_store(directory: Path, shards: int, clock: Clock) -> Store:
     stores = {name: SqliteStore(directory / f"shard-{name}.db", shard=name, clock=clock) for name in names}
     if shards == 1:
         return stores[names[0]]
-    return ShardedStore(stores, place(dict.fromkeys(names, 1.0)))
+    return ShardedStore(stores, map_slots(dict.fromkeys(names, 1.0)))
 
 
 def worker_settings(settings: Settings, scratch: Path, *, shares_clock: bool = True) -> WorkerSettings:

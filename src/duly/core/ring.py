@@ -19,6 +19,7 @@ import msgspec
 from duly.core.model import JobId
 
 SLOTS: Final = 4_096
+NOBODY: Final = "-"  # in a slot map, the owner of a slot on its way from one shard to another: no shard takes its jobs
 SLACK: Final = 1.05  # how far above its fair share a shard may be filled
 
 
