@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -319,17 +319,21 @@ def test_a_stale_servicer_never_splits_a_job_over_two_shards() -> None:
     )
 
 
-def test_it_would_without_the_shards_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the test above is worth something."""
-    monkeypatch.setattr(Ownership, "guarding", lambda _, __, create: create)
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(
-            StaleServicers,
-            settings=settings(
-                max_examples=500,
-                stateful_step_count=30,
-                deadline=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+@pytest.mark.parametrize("checks", [True, False])
+async def test_it_is_the_shards_own_check_that_prevents_it(
+    shards: Shards, checks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the job is there twice."""
+    if not checks:
+        monkeypatch.setattr(Ownership, "guarding", lambda _, __, create: create)
+    stale = shards.servicer()
+    await stale.migrate()
+    home = EVEN.shard_of(JobId("a"))
+    other = next(shard for shard in SHARDS if shard != home)
+    for shard in SHARDS:
+        await shards.lamps[shard].store.slots(shard, moved(EVEN, {"a": other}))
+    fresh = shards.servicer()
+    await fresh.migrate()
+    made = [await fresh.create([(job("a"), [])]), await stale.create([(job("a"), [])])]
+    assert made == [[None], [job("a")] if checks else [None]]
+    assert await shards.holders("a") == ([other] if checks else sorted([home, other]))

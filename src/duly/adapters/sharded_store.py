@@ -316,6 +316,7 @@ class ShardedStore:
 
     async def migrate(self) -> int:
         """Every shard that answers; those that do not follow once they do. Raises Unavailable if none answers."""
+        self._to_migrate = set(self._stores)
         steps = await self._migrate_those_left()
         if self._to_migrate == set(self._stores):
             raise Unavailable(f"no shard answers: {', '.join(self.shards)}")
