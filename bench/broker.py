@@ -1,4 +1,4 @@
-"""What the NATS broker does here: `python bench/broker.py [--seconds 3]`. Starts a nats-server of its own.
+"""What the NATS broker does here: `python bench/broker.py [--seconds 3] [--inline BYTES]`. It starts its own nats-server.
 
 Prints messages/s through one subscriber, round trips of requests, and sizes and costs of the messages that duly sends,
 inline and by the blob store.
@@ -21,6 +21,7 @@ import uvloop
 
 from duly.adapters.nats_broker import NatsBroker
 from duly.adapters.nats_link import NatsOptions
+from duly.adapters.nats_wire import INLINE
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.system_clock import SystemClock
 from duly.cluster.nats_server import NatsServers
@@ -164,7 +165,7 @@ async def _round_trips(
     return cuts[49], cuts[98], len(took)
 
 
-async def measure(seconds: float) -> None:
+async def measure(seconds: float, inline: int) -> None:
     """Two brokers in this process, a server beside it."""
     clock = SystemClock()
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +181,7 @@ async def measure(seconds: float) -> None:
                         name="bench",
                         dice=lambda: 0.5,
                         entropy=secrets.token_bytes,
-                        options=NatsOptions(keys=keys),
+                        options=NatsOptions(keys=keys, inline=inline),
                     )
                     for _ in range(2)
                 ]
@@ -206,10 +207,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--inline", type=int, default=INLINE, help="bytes beyond which a body goes to the blob store")
     given = parser.parse_args()
     sizes()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(measure(given.seconds))
+        runner.run(measure(given.seconds, given.inline))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     nats: Annotated[
         list[str], Meta(description="NATS servers, nats://[TOKEN@]HOST:PORT, separated by spaces", extra=_SECRET_WORDS)
     ] = []
+    nats_credentials: Annotated[str, Meta(description="NATS credentials file, instead of a login in the address")] = ""
+    nats_ca: Annotated[
+        str, Meta(description="certificates that NATS servers are checked by; the system's if empty")
+    ] = ""
+    cluster_key: Annotated[
+        list[str],
+        Meta(description="signs messages between roles; the first signs, all are believed", extra=_SECRET_WORDS),
+    ] = []
     blobs: Annotated[str, Meta(description="where files are: a directory or s3://BUCKET/PREFIX; in `dir` if empty")] = (
         ""
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from math import log
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -83,6 +83,23 @@ class _LatenessHistogram(Collector):
         names = [*map(str, LATENESS_BUCKETS), "+Inf"]
         family = HistogramMetricFamily("duly_lateness_seconds", "First instruction minus due time, first attempts")
         family.add_metric([], list(zip(names, accumulate(self._counts), strict=True)), self._sum / 1e6)
+        yield family
+
+
+class _BrokerCounts(Collector):
+    """A broker's own counters, by what they count."""
+
+    def __init__(self, counters: Mapping[str, int]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        """One series for each; `refused.forged` is what="refused", reason="forged"."""
+        family = CounterMetricFamily(
+            "duly_broker_messages", "Messages between roles, by what became of them", labels=["what", "reason"]
+        )
+        for name, count in sorted(self._counters.items()):
+            what, _, reason = name.partition(".")
+            family.add_metric([what, reason], count)
         yield family
 
 
@@ -159,6 +176,10 @@ class Telemetry:
     def fence(self, shard: str, fence: int) -> None:
         """The fence that this process holds on a shard, 0 for none."""
         self._fence.labels(shard).set(fence)
+
+    def watch_broker(self, counters: Mapping[str, int]) -> None:
+        """Show what a broker counts. At most one broker a process."""
+        self.registry.register(_BrokerCounts(counters))
 
     def render(self) -> tuple[bytes, str]:
         """All metrics in the Prometheus text format, and its content type."""

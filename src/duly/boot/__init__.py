@@ -2,6 +2,7 @@
 
 embedded.py  SQLite, a broker in this process, a directory: what `Duly()` and `duly up` have in them
 up.py        `duly up`: that, with its HTTP face, until a signal
+broker.py    the broker of a cluster, from settings
 serving.py   listening, HTTP servers, and the signals that end a process
 """
 
