@@ -1,4 +1,4 @@
-"""What the NATS broker does here: `python bench/broker.py [--seconds 3] [--inline BYTES]`. It starts its own nats-server.
+"""What the NATS broker does here, over a nats-server of its own: `python bench/broker.py [--seconds 3] [--inline N]`.
 
 Prints messages/s through one subscriber, round trips of requests, and sizes and costs of the messages that duly sends,
 inline and by the blob store.
