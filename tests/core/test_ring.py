@@ -68,6 +68,22 @@ def test_a_shard_that_joins_or_leaves_moves_about_its_share(names: list[str]) ->
     assert {move.slot for move in left if move.source == names[-1]} == set(with_it.slots_of(names[-1]))
 
 
+@settings(max_examples=8, deadline=None)
+@given(st.dictionaries(NAMES, st.floats(0.5, 2.0), min_size=16, max_size=16))
+def test_sixteen_shards_of_any_weight_are_balanced_and_move_little(weights: dict[str, float]) -> None:
+    """Each is filled to at most a tenth above its share; joining or leaving moves at most a fifth more than that.
+
+    Of a light shard: than an even share. Beside heavier ones, single slots weigh in its sum.
+    """
+    ring = place(weights)
+    shares = {name: SLOTS * weight / sum(weights.values()) for name, weight in weights.items()}
+    held = loads(ring)
+    assert all(held[name] <= 1.1 * share for name, share in shares.items())
+    one = min(weights)
+    without = place({name: weight for name, weight in weights.items() if name != one})
+    assert len(moves(ring, without)) == len(moves(without, ring)) <= 1.2 * max(shares[one], SLOTS / 16)
+
+
 def test_moves_say_from_where_to_where() -> None:
     """By slot; none between equal rings."""
     before = Ring(("a", "b", "a"))
@@ -78,8 +94,8 @@ def test_moves_say_from_where_to_where() -> None:
 def test_weights_share_the_slots() -> None:
     """A shard of weight 3 holds three times as much, within the slack."""
     held = loads(place({"small": 1.0, "large": 3.0, "other": 1.0}))
-    assert held["large"] == pytest.approx(SLOTS * 3 / 5, rel=0.06)
-    assert held["small"] == pytest.approx(SLOTS / 5, rel=0.06)
+    assert held["large"] == pytest.approx(SLOTS * 3 / 5, rel=0.09)
+    assert held["small"] == pytest.approx(SLOTS / 5, rel=0.09)
 
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": 1.0, "b": -1.0}, {"a": float("nan")}, {"a": float("inf")}])

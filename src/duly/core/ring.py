@@ -2,7 +2,7 @@
 
     job id ──blake2b & 4095──▶ slot ──Ring.table──▶ shard        SlotMap = Ring + epoch, kept in every shard
 
-A slot ranks the shards by weighted rendezvous hashing and takes the first that is not full; full is 5 % above the
+A slot ranks the shards by weighted rendezvous hashing and takes the first that is not full; full is 8 % above the
 shard's fair share. So the same shards give the same ring on every node, one that joins or leaves moves about its
 share of the slots and hardly any others, and no shard holds much more than its weight.
 """
@@ -20,7 +20,7 @@ from duly.core.model import JobId
 
 SLOTS: Final = 4_096
 NOBODY: Final = "-"  # in a slot map, the owner of a slot on its way from one shard to another: no shard takes its jobs
-SLACK: Final = 1.05  # how far above its fair share a shard may be filled
+SLACK: Final = 1.08  # how far above its fair share a shard may be filled: less evens the load, and moves more slots
 
 
 def slot(job_id: JobId) -> int:
