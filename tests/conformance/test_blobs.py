@@ -1,100 +1,43 @@
-"""The Blobs port, clause by clause, and what the directory under it must look like."""
+"""The Blobs port, clause by clause: over a directory, over an S3 server, and behind a worker's cache."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conformance.samples import T0
-from duly.adapters.obstore_blobs import ObstoreBlobs
+from conformance.blob_harness import BIG, LIMIT, Kept, sha, stream, whole
 from duly.core.errors import BlobCorrupt, InvalidInput, NotFound, TooLarge
-from duly.core.instants import DAY, HOUR
+from duly.core.instants import HOUR
+from duly.ports import Blobs
 from duly.testing import ManualClock
-
-LIMIT = 64 * 1024 * 1024
-BIG = bytes(range(256)) * (5 * 4096)  # 5 MiB: several chunks
-
-
-def sha(data: bytes) -> str:
-    """The digest of bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    """It stands at T0."""
-    return ManualClock(T0)
-
-
-@pytest.fixture
-def blobs(tmp_path: Path, clock: ManualClock) -> ObstoreBlobs:
-    """An empty store in a directory that is not there yet."""
-    return ObstoreBlobs(tmp_path / "made" / "blobs", clock=clock)
-
-
-def files(tmp_path: Path) -> list[Path]:
-    """All files under the store."""
-    return [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
-
-
-async def stream(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
-    """Bytes in pieces."""
-    for i in range(0, len(data), size):
-        yield data[i : i + size]
-
-
-async def whole(blobs: ObstoreBlobs, digest: str, **part: Any) -> bytes:
-    """A blob, or a part of it, in one piece."""
-    return b"".join([chunk async for chunk in blobs.get(digest, **part)])
-
 
 # -- put ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"hello", BIG], ids=["empty", "one", "small", "big"])
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_put_answers_digest_and_size(blobs: ObstoreBlobs, data: bytes, streamed: bool) -> None:
+async def test_put_answers_digest_and_size(blobs: Blobs, data: bytes, streamed: bool) -> None:
     """What went in comes out."""
     assert await blobs.put(stream(data) if streamed else data, limit=LIMIT) == (sha(data), len(data))
     assert await whole(blobs, sha(data)) == data
     assert await blobs.size(sha(data)) == len(data)
 
 
-async def test_put_is_durable_before_it_answers(
-    blobs: ObstoreBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file and every directory that its name hangs from are synced, the file before it has its name."""
-    synced: list[str] = []
-    real = os.fsync
-
-    def fsync(fd: int) -> None:
-        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
-        real(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    digest, _ = await blobs.put(b"data", limit=LIMIT)
-    root = tmp_path / "made" / "blobs"
-    assert synced[0].startswith(str(root / "tmp"))
-    assert synced[1:] == [str(root / "sha256" / digest[7:9]), str(root / "sha256"), str(root)]
-
-
-async def test_put_past_the_limit_is_too_large_and_keeps_nothing(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_put_past_the_limit_is_too_large_and_keeps_nothing(blobs: Blobs, kept: Kept) -> None:
     """The limit itself is allowed."""
     assert (await blobs.put(b"12345", limit=5))[1] == 5
     with pytest.raises(TooLarge):
         await blobs.put(b"123456", limit=5)
     with pytest.raises(TooLarge):
         await blobs.put(stream(BIG), limit=len(BIG) - 1)
-    assert len(files(tmp_path)) == 1
+    assert len(kept()) == 1
 
 
-async def test_put_stops_reading_at_the_limit(blobs: ObstoreBlobs) -> None:
+async def test_put_stops_reading_at_the_limit(blobs: Blobs) -> None:
     """An endless upload ends."""
     given = 0
 
@@ -109,15 +52,15 @@ async def test_put_stops_reading_at_the_limit(blobs: ObstoreBlobs) -> None:
     assert given <= 12
 
 
-async def test_put_of_unexpected_content_is_invalid_and_keeps_nothing(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_put_of_unexpected_content_is_invalid_and_keeps_nothing(blobs: Blobs, kept: Kept) -> None:
     """The right content is taken."""
     with pytest.raises(InvalidInput):
         await blobs.put(b"data", limit=LIMIT, expected=sha(b"other"))
-    assert files(tmp_path) == []
+    assert kept() == []
     assert await blobs.put(b"data", limit=LIMIT, expected=sha(b"data")) == (sha(b"data"), 4)
 
 
-async def test_put_that_fails_keeps_nothing(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_put_that_fails_keeps_nothing(blobs: Blobs, kept: Kept) -> None:
     """The client went away in the middle."""
 
     async def broken() -> AsyncIterator[bytes]:
@@ -126,22 +69,14 @@ async def test_put_that_fails_keeps_nothing(blobs: ObstoreBlobs, tmp_path: Path)
 
     with pytest.raises(ConnectionAbortedError):
         await blobs.put(broken(), limit=LIMIT)
-    assert files(tmp_path) == []
+    assert kept() == []
 
 
-async def test_put_of_the_same_content_twice_is_one_blob(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_put_of_the_same_content_twice_is_one_blob(blobs: Blobs, kept: Kept) -> None:
     """Also at the same time."""
     await asyncio.gather(*(blobs.put(stream(BIG), limit=LIMIT) for _ in range(4)))
     assert await blobs.put(BIG, limit=LIMIT) == (sha(BIG), len(BIG))
-    assert len(files(tmp_path)) == 1
-
-
-async def test_put_again_mends_a_blob_that_was_cut_short(blobs: ObstoreBlobs, tmp_path: Path) -> None:
-    """As a disk check may leave it."""
-    digest, _ = await blobs.put(b"data", limit=LIMIT)
-    files(tmp_path)[0].write_bytes(b"da")
-    await blobs.put(b"data", limit=LIMIT)
-    assert await whole(blobs, digest) == b"data"
+    assert len(kept()) == 1
 
 
 # -- get ----------------------------------------------------------------------------------------------------
@@ -162,13 +97,13 @@ async def test_put_again_mends_a_blob_that_was_cut_short(blobs: ObstoreBlobs, tm
         (7, 3, b""),
     ],
 )
-async def test_get_streams_a_range(blobs: ObstoreBlobs, start: int, end: int | None, expected: bytes) -> None:
+async def test_get_streams_a_range(blobs: Blobs, start: int, end: int | None, expected: bytes) -> None:
     """From start up to, not with, end."""
     digest, _ = await blobs.put(b"0123456789", limit=LIMIT)
     assert await whole(blobs, digest, start=start, end=end) == expected
 
 
-async def test_get_of_an_unknown_blob_is_not_found(blobs: ObstoreBlobs) -> None:
+async def test_get_of_an_unknown_blob_is_not_found(blobs: Blobs) -> None:
     """At the first chunk."""
     with pytest.raises(NotFound):
         await whole(blobs, sha(b"nothing"))
@@ -176,13 +111,10 @@ async def test_get_of_an_unknown_blob_is_not_found(blobs: ObstoreBlobs) -> None:
 
 
 @pytest.mark.parametrize("data", [b"small", BIG], ids=["small", "big"])
-async def test_get_of_corrupt_bytes_fails_before_the_last_chunk(
-    blobs: ObstoreBlobs, tmp_path: Path, data: bytes
-) -> None:
+async def test_get_of_corrupt_bytes_fails_before_the_last_chunk(blobs: Blobs, data: bytes, kept: Kept) -> None:
     """Nobody ends up with a whole that is wrong."""
     digest, _ = await blobs.put(data, limit=LIMIT)
-    [path] = files(tmp_path)
-    path.write_bytes(data[:-1] + b"\x00")
+    kept.damage(data[:-1] + b"\x00")
     got: list[bytes] = []
 
     async def read() -> None:
@@ -207,7 +139,7 @@ async def test_get_of_corrupt_bytes_fails_before_the_last_chunk(
         "md5:" + "a" * 32,
     ],
 )
-async def test_a_digest_is_checked_before_it_is_a_path(blobs: ObstoreBlobs, bad: str, tmp_path: Path) -> None:
+async def test_a_digest_is_checked_before_it_is_a_path(blobs: Blobs, bad: str, tmp_path: Path) -> None:
     """By every verb."""
     with pytest.raises(InvalidInput):
         await whole(blobs, bad)
@@ -224,7 +156,7 @@ async def test_a_digest_is_checked_before_it_is_a_path(blobs: ObstoreBlobs, bad:
 # -- delete -------------------------------------------------------------------------------------------------
 
 
-async def test_delete_removes_what_was_long_unused(blobs: ObstoreBlobs, clock: ManualClock, tmp_path: Path) -> None:
+async def test_delete_removes_what_was_long_unused(blobs: Blobs, clock: ManualClock, kept: Kept) -> None:
     """And tells how many; unknown ones are none."""
     old, _ = await blobs.put(b"old", limit=LIMIT)
     await clock.advance(HOUR)
@@ -232,10 +164,10 @@ async def test_delete_removes_what_was_long_unused(blobs: ObstoreBlobs, clock: M
     assert await blobs.delete([old, new, sha(b"unknown")], unused_for=HOUR) == 1
     assert await blobs.size(old) is None
     assert await blobs.size(new) == 3
-    assert len(files(tmp_path)) == 1
+    assert len(kept()) == 1
 
 
-async def test_put_again_renews_the_age(blobs: ObstoreBlobs, clock: ManualClock) -> None:
+async def test_put_again_renews_the_age(blobs: Blobs, clock: ManualClock) -> None:
     """A blob that someone just relied on stays."""
     digest, _ = await blobs.put(b"data", limit=LIMIT)
     await clock.advance(HOUR)
@@ -246,45 +178,11 @@ async def test_put_again_renews_the_age(blobs: ObstoreBlobs, clock: ManualClock)
     assert await blobs.delete([digest], unused_for=HOUR) == 1
 
 
-async def test_a_blob_that_is_put_again_while_it_is_deleted_stays(
-    blobs: ObstoreBlobs, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The put falls between the look at the age and the removal."""
-    digest, _ = await blobs.put(b"data", limit=LIMIT)
-    await clock.advance(HOUR)
-    real = Path.rename
-
-    def rename(path: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "rename", real)
-        now = clock.wall() * 1_000
-        os.utime(path, ns=(now, now))
-        return real(path, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    assert await blobs.delete([digest], unused_for=HOUR) == 0
-    assert await whole(blobs, digest) == b"data"
-
-
-async def test_delete_sweeps_uploads_whose_process_died(
-    blobs: ObstoreBlobs, clock: ManualClock, tmp_path: Path
-) -> None:
-    """After a day."""
-    await blobs.put(b"data", limit=LIMIT)
-    left = tmp_path / "made" / "blobs" / "tmp" / "0123"
-    left.write_bytes(b"half")
-    os.utime(left, ns=(T0 * 1_000, T0 * 1_000))
-    await blobs.delete([], unused_for=0)
-    assert left.exists()
-    await clock.advance(DAY)
-    await blobs.delete([], unused_for=0)
-    assert not left.exists()
-
-
 # -- fetch --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("executable", [False, True])
-async def test_fetch_puts_a_copy_at_a_path(blobs: ObstoreBlobs, tmp_path: Path, executable: bool) -> None:
+async def test_fetch_puts_a_copy_at_a_path(blobs: Blobs, tmp_path: Path, executable: bool) -> None:
     """In place of what was there, and executable if asked."""
     digest, _ = await blobs.put(BIG, limit=LIMIT)
     target = tmp_path / "work" / "input" / "file"
@@ -295,7 +193,7 @@ async def test_fetch_puts_a_copy_at_a_path(blobs: ObstoreBlobs, tmp_path: Path, 
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-async def test_writing_to_a_fetched_file_leaves_the_blob_alone(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_writing_to_a_fetched_file_leaves_the_blob_alone(blobs: Blobs, tmp_path: Path) -> None:
     """It is a copy."""
     digest, _ = await blobs.put(b"data", limit=LIMIT)
     await blobs.fetch(digest, str(tmp_path / "file"))
@@ -303,17 +201,32 @@ async def test_writing_to_a_fetched_file_leaves_the_blob_alone(blobs: ObstoreBlo
     assert await whole(blobs, digest) == b"data"
 
 
-async def test_fetch_of_corrupt_bytes_leaves_nothing(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_fetch_of_corrupt_bytes_leaves_nothing(blobs: Blobs, tmp_path: Path, kept: Kept) -> None:
     """Checked while it is copied."""
     digest, _ = await blobs.put(b"data", limit=LIMIT)
-    files(tmp_path)[0].write_bytes(b"dada")
+    kept.damage(b"dada")
     with pytest.raises(BlobCorrupt):
         await blobs.fetch(digest, str(tmp_path / "work" / "file"))
-    assert list((tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "work").glob("*")) == []
 
 
-async def test_fetch_of_an_unknown_blob_is_not_found(blobs: ObstoreBlobs, tmp_path: Path) -> None:
+async def test_fetch_of_an_unknown_blob_is_not_found(blobs: Blobs, tmp_path: Path) -> None:
     """And leaves nothing."""
     with pytest.raises(NotFound):
         await blobs.fetch(sha(b"unknown"), str(tmp_path / "work" / "file"))
-    assert list((tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "work").glob("*")) == []
+
+
+# -- page ---------------------------------------------------------------------------------------------------
+
+
+async def test_page_goes_through_all_that_is_old_in_order(blobs: Blobs, clock: ManualClock) -> None:
+    """Page by page; what was put again lately is left out."""
+    digests = sorted([(await blobs.put(bytes([number]), limit=LIMIT))[0] for number in range(7)])
+    await clock.advance(HOUR)
+    young, _ = await blobs.put(bytes([3]), limit=LIMIT)
+    seen: list[str] = []
+    while page := await blobs.page(seen[-1] if seen else None, 2, unused_for=HOUR):
+        assert len(page) <= 2
+        seen += page
+    assert seen == [digest for digest in digests if digest != young]

@@ -11,36 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
-import re
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore
 
-from duly.core.errors import BlobCorrupt, DulyError, InvalidInput, NotFound, StorageFull, TooLarge, Unavailable
+from duly.adapters.blob_content import CHUNK, Measured, check, copy_checked, digits_of, translated, update
+from duly.core.errors import DulyError, InvalidInput, NotFound
 from duly.core.instants import DAY
 from duly.ports import Clock
 
-CHUNK: Final = 1024 * 1024  # bytes; what a stream holds in memory is a few of them
 ABANDONED_AFTER: Final = DAY  # an upload whose process died
-
-_DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
-_LARGE: Final = 128 * 1024  # hashing this much blocks the loop long enough to be worth a thread
 
 
 def _key(digest: str) -> str:
-    """The object's path. A digest from outside never becomes a path unchecked."""
-    match = _DIGEST.fullmatch(digest)
-    if match is None:
-        raise InvalidInput.at("", f"not a digest: {digest[:80]!r}; it looks like sha256:<64 hexadecimal digits>")
-    return f"sha256/{match[1][:2]}/{match[1][2:]}"
+    """The object's path."""
+    digits = digits_of(digest)
+    return f"sha256/{digits[:2]}/{digits[2:]}"
 
 
 class ObstoreBlobs:
@@ -58,22 +51,22 @@ class ObstoreBlobs:
         if expected is not None:
             _key(expected)
         temporary = f"tmp/{secrets.token_hex(16)}"
-        measured = _Measured(data, limit)
+        measured = Measured(data, limit)
         try:
             await self._receive(temporary, measured)
             digest = measured.digest
             if expected is not None and digest != expected:
                 raise InvalidInput.at("", f"the content is {digest}, not {expected}")
-            with _errors():
+            with translated():
                 await self._commit(temporary, digest, measured.size)
         finally:
             (self._root / temporary).unlink(missing_ok=True)
         return digest, measured.size
 
-    async def _receive(self, temporary: str, measured: _Measured) -> None:
+    async def _receive(self, temporary: str, measured: Measured) -> None:
         """Write the stream to a temporary object. What the stream itself raises comes through as it is."""
         try:
-            with _errors():
+            with translated():
                 await obstore.put_async(
                     self._store, temporary, measured.chunks(), chunk_size=CHUNK, max_concurrency=2, use_multipart=True
                 )
@@ -124,7 +117,7 @@ class ObstoreBlobs:
         whole = start <= 0 and end == size
         if start >= end and not whole:
             return
-        with _errors(digest):
+        with translated(digest):
             options: obstore.GetOptions = {} if whole else {"range": (max(0, start), end)}
             found = await obstore.get_async(self._store, _key(digest), options=options)
             if not whole:
@@ -134,17 +127,17 @@ class ObstoreBlobs:
             content = hashlib.sha256()
             held = b""
             async for chunk in found.stream(min_chunk_size=CHUNK):
-                await _update(content, chunk)
+                await update(content, chunk)
                 if held:
                     yield held
                 held = bytes(chunk)
-            _check(digest, content.hexdigest())
+            check(digest, content.hexdigest())
             if held:
                 yield held
 
     async def size(self, digest: str) -> int | None:
         try:
-            with _errors():
+            with translated():
                 meta = await obstore.head_async(self._store, _key(digest))
         except FileNotFoundError:
             return None
@@ -208,72 +201,8 @@ class ObstoreBlobs:
     async def fetch(self, digest: str, path: str, *, executable: bool = False) -> None:
         # A copy, not a hard link: a task that writes to its file would change the blob.
         source = self._root / _key(digest)
-        with _errors(digest):
-            await asyncio.to_thread(_copy_checked, digest, source, Path(path), 0o755 if executable else 0o644)
-
-
-class _Measured:
-    """A stream on its way in: hashed, counted, and stopped at the limit."""
-
-    def __init__(self, data: AsyncIterable[bytes] | bytes, limit: int) -> None:
-        self._data = data
-        self._limit = limit
-        self._content = hashlib.sha256()
-        self.size = 0
-        self.failure: Exception | None = None
-
-    @property
-    def digest(self) -> str:
-        """Of what has passed."""
-        return f"sha256:{self._content.hexdigest()}"
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The stream itself."""
-        if isinstance(self._data, bytes):
-            await self._count(self._data)
-            yield self._data
-            return
-        try:
-            async for chunk in self._data:
-                await self._count(chunk)
-                yield chunk
-        except Exception as problem:
-            self.failure = problem
-            raise
-
-    async def _count(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        if self.size > self._limit:
-            raise TooLarge(f"the content is larger than {self._limit} bytes")
-        await _update(self._content, chunk)
-
-
-async def _update(content: hashlib._Hash, chunk: bytes) -> None:
-    if len(chunk) < _LARGE:
-        content.update(chunk)
-    else:
-        await asyncio.to_thread(content.update, chunk)
-
-
-def _check(digest: str, found: str) -> None:
-    if digest != f"sha256:{found}":
-        raise BlobCorrupt(f"the stored bytes of {digest} have the sha256 {found}; they were not delivered")
-
-
-def _copy_checked(digest: str, source: Path, target: Path, mode: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    content = hashlib.sha256()
-    try:
-        with source.open("rb") as reading, partial.open("xb") as writing:
-            while chunk := reading.read(CHUNK):
-                content.update(chunk)
-                writing.write(chunk)
-        _check(digest, content.hexdigest())
-        partial.chmod(mode)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        with translated(digest):
+            await asyncio.to_thread(copy_checked, digest, source, Path(path), 0o755 if executable else 0o644)
 
 
 def _put_at(path: Path) -> int:
@@ -291,22 +220,3 @@ def _sync_directories(path: Path, root: Path) -> None:
         if path == root:
             return
         path = path.parent
-
-
-@contextlib.contextmanager
-def _errors(digest: str = "") -> Iterator[None]:
-    """obstore's and the system's errors as ours; FileNotFoundError is left to who knows what was asked for."""
-    try:
-        yield
-    except FileNotFoundError as problem:
-        if digest:
-            raise NotFound(f"there is no blob {digest}") from problem
-        raise
-    except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the disk under the blob store is full; nothing was kept") from problem
-        raise Unavailable(f"the blob store does not work: {problem}") from problem
-    except BaseError as problem:
-        if "os error 28" in str(problem) or "os error 122" in str(problem):
-            raise StorageFull("the disk under the blob store is full; nothing was kept") from problem
-        raise Unavailable(f"the blob store does not work: {problem}") from problem
