@@ -10,7 +10,7 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Final, Generic, TypeVar
 
-from duly.adapters.sqlite_rows import JobRow, to_job
+from duly.adapters.rows import JobRow, to_job
 from duly.core.machine import Transition
 from duly.core.model import Job, JobId, Run, RunKey, RunState
 

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import apsw
 
-from duly.adapters.sql import statements
-from duly.adapters.sqlite_rows import (
+from duly.adapters.rows import (
     OF_JOB,
     HistoryRow,
     JobRow,
@@ -30,6 +29,7 @@ from duly.adapters.sqlite_rows import (
     run_row,
     to_job,
 )
+from duly.adapters.sql import statements
 from duly.adapters.sqlite_writer import Transaction
 from duly.core.errors import Fenced
 from duly.core.machine import Transition

@@ -13,8 +13,8 @@ from typing import Any, Final
 import apsw
 from msgspec.structs import replace
 
+from duly.adapters.rows import to_worker, worker_row
 from duly.adapters.sql import statements
-from duly.adapters.sqlite_rows import to_worker, worker_row
 
 SQL: Final = statements("sqlite")
 STEP: Final = 100_000  # µs by which the two clocks part before it counts: reading both can be interrupted

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from duly.adapters.sqlite_rows import to_finished_run, to_run
+from duly.adapters.rows import to_finished_run, to_run
 from duly.core.model import Run, RunState
 from duly.core.paging import (
     JobPosition,

@@ -44,10 +44,10 @@ import apsw
 from msgspec.structs import replace
 
 from duly.adapters import sqlite_changes, sqlite_leases, sqlite_pages, sqlite_prune
+from duly.adapters.rows import to_finished_run, to_job, to_run, to_worker, worker_row
 from duly.adapters.sql import statements
 from duly.adapters.sqlite_cache import Cache
 from duly.adapters.sqlite_file import MEMORY, FileLock, migrate, missing_steps, open_reader, open_writer
-from duly.adapters.sqlite_rows import to_finished_run, to_job, to_run, to_worker, worker_row
 from duly.adapters.sqlite_slots import Ownership
 from duly.adapters.sqlite_writer import Transaction, Writer, translated
 from duly.core.errors import NotFound, Unavailable

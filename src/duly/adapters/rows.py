@@ -1,4 +1,4 @@
-"""Rows of the SQLite store: jobs and runs to tuples of columns, and back. The order of columns is the schema's."""
+"""Rows of the SQL stores: jobs and runs to tuples of columns, and back. The order of columns is that of the schemas."""
 
 from __future__ import annotations
 
@@ -78,22 +78,22 @@ def worker_row(worker: Worker) -> tuple[str, int, int, str, bytes]:
     return (worker.id, worker.lease_until, worker.beat_at, worker.state, encode(worker))
 
 
-def to_job(doc: bytes) -> Job:
+def to_job(doc: bytes | str) -> Job:
     """A job from its document."""
     return _decode_job(doc)
 
 
-def to_worker(doc: bytes) -> Worker:
+def to_worker(doc: bytes | str) -> Worker:
     """A worker from its document."""
     return _decode_worker(doc)
 
 
-def to_finished_run(doc: bytes) -> Run:
+def to_finished_run(doc: bytes | str) -> Run:
     """A run of history: its document is whole."""
     return _decode_run(doc)
 
 
-def to_run(due: int, state: int, attempt: int, worker: str, dispatched: int | None, doc: bytes) -> Run:
+def to_run(due: int, state: int, attempt: int, worker: str, dispatched: int | None, doc: bytes | str) -> Run:
     """A hot run: the columns override its document, which a dispatch does not write again."""
     run = _decode_run(doc)
     if run.state == state and run.attempt == attempt and run.worker == worker and run.dispatched_at == dispatched:
