@@ -126,8 +126,8 @@ class Store(Protocol):
         ...
 
     async def now(self, shard: str | None = None) -> int:
-        """The shard's clock. Any shard's, if none is named. It steps when it is set, back too; leases and terms then
-        move with it, so that a step ends none of them and prolongs none."""
+        """The shard's clock. Any shard's, if none is named. It steps when it is set, back too, which is told within a
+        second; leases and terms then move with it, so that a step ends none of them and prolongs none."""
         ...
 
     async def create(self, jobs: Sequence[tuple[Job, Sequence[Run]]]) -> list[Job | None]:

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from conformance.samples import T0
+from conformance.postgres import DatabaseClock, databases
+from conformance.samples import SECOND, T0
 from duly.adapters.guarded_store import GuardedStore
+from duly.adapters.postgres_store import PostgresStore
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core.model import JobId
@@ -20,9 +22,10 @@ from duly.testing import ManualClock
 class Harness:
     """A migrated store and what moves its clock. The clock starts at T0."""
 
-    def __init__(self, store: Store, clock: ManualClock) -> None:
+    def __init__(self, store: Store, clock: ManualClock, *, told_within: int = 0) -> None:
         self.store = store
         self.clock = clock
+        self.told_within = told_within  # µs after which `now` tells a step of the clock at the latest
 
     async def passes(self, duration: int) -> None:
         """Let `duration` µs go by on the shard's clock."""
@@ -67,5 +70,36 @@ async def sharded(directory: Path) -> AsyncIterator[Harness]:
     await store.close()
 
 
+@contextlib.asynccontextmanager
+async def postgres(directory: Path) -> AsyncIterator[Harness]:
+    """A PostgreSQL database, whose clock is the test's."""
+    clock = DatabaseClock(databases().clock_file, T0)
+    store = PostgresStore(databases().shard("s0", T0), shard="s0", clock=clock)
+    yield Harness(store, clock, told_within=SECOND)
+    await store.close()
+
+
+@contextlib.asynccontextmanager
+async def sharded_postgres(directory: Path) -> AsyncIterator[Harness]:
+    """Three PostgreSQL databases, each guarded, behind one face."""
+    clock = DatabaseClock(databases().clock_file, T0)
+    names = ("s0", "s1", "s2")
+    store = ShardedStore(
+        {
+            name: GuardedStore(PostgresStore(databases().shard(name, T0), shard=name, clock=clock), clock=clock)
+            for name in names
+        },
+        map_slots(dict.fromkeys(names, 1.0)),
+    )
+    yield Harness(store, clock, told_within=SECOND)
+    await store.close()
+
+
 Opener = Callable[[Path], AbstractAsyncContextManager[Harness]]
-STORES: dict[str, Opener] = {"memory": memory, "file": file, "sharded": sharded}
+STORES: dict[str, Opener] = {
+    "memory": memory,
+    "file": file,
+    "sharded": sharded,
+    "postgres": postgres,
+    "sharded-postgres": sharded_postgres,
+}

@@ -266,7 +266,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert sum(s.ended.get(state.word, 0) for s in stats) == states.count(state)
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("memory", 60), ("file", 15), ("sharded", 25)])
+@pytest.mark.parametrize(
+    ("kind", "examples"),
+    [("memory", 60), ("file", 15), ("sharded", 25), ("postgres", 12), ("sharded-postgres", 5)],
+)
 def test_a_store_is_its_model(kind: str, examples: int) -> None:
     """Whatever is done to it."""
     machine = type(f"StoreMachine_{kind}", (StoreMachine,), {"kind": kind})

@@ -1,0 +1,245 @@
+"""Connections to one PostgreSQL database: few, bounded, without session state, and with a limit to every wait.
+
+    caller ──▶ at most MAX_WAITING wait ──▶ a connection ──▶ one statement = one transaction (functions: 0002_functions)
+                                                       └──▶ or begin … commit, for what needs one snapshot or commit
+
+Nothing is left behind on a connection (no SET, LISTEN, session lock or temporary table), so a transaction pooler may
+stand between; then give `statement_cache_size=0`. Some connections are kept for what cannot wait behind bulk work:
+leases, terms and the clock.
+
+What a failure means: refused, or lost before anything was sent: Unavailable. Lost, or no answer in time, while a
+statement that writes or a commit was under way: OutcomeUnknown. An error that the server names: nothing was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from duly.core.errors import DulyError, Fenced, InvalidInput, OutcomeUnknown, Overloaded, StorageFull, Unavailable
+
+CONNECTIONS: Final = 8
+URGENT: Final = 2  # of them, kept for leases, terms and the clock
+MAX_WAITING: Final = 1_000  # calls that wait for a connection; beyond these a call is refused
+ACQUIRE_WITHIN: Final = 10.0  # seconds
+CONNECT_WITHIN: Final = 5.0
+ANSWER_WITHIN: Final = 15.0
+IDLE_FOR: Final = 60.0  # a connection that was not used for so long is closed
+TRIES: Final = 4  # of a call that met a deadlock or a serialization failure
+
+LOOK_AGAIN: Final = "DU002"  # raised by the functions that judge leases
+STALE_MAP: Final = "DU003"  # raised by the function that creates jobs
+_FENCED: Final = "DU001"
+_NOT_MIGRATED: Final = ("3F000", "42P01", "42883")  # no such schema, table, function
+_UNSURE: Final = ("57P01", "57P02", "57P05")  # a backend that is told to end may have committed just before
+
+T = TypeVar("T")
+Row = Any  # asyncpg's Record
+
+
+class LookAgain(DulyError):
+    """The database's clock, or what is known of its steps, is not what the caller believes."""
+
+
+class StaleMap(DulyError):
+    """Another slot map is in force than the one that the caller knows."""
+
+
+class _Connection(asyncpg.Connection):
+    def get_reset_query(self) -> str:
+        """Nothing to reset, which halves the cost of a short call: connections carry no state here."""
+        return ""
+
+
+class Pool:
+    """Bounded access to one database. Nothing connects before the first call."""
+
+    def __init__(self, url: str, *, connections: int = CONNECTIONS, statement_cache_size: int = 100) -> None:
+        self._url = url
+        self._connections = max(connections, URGENT + 1)
+        self._statement_cache_size = statement_cache_size
+        self._general = asyncio.Semaphore(self._connections - URGENT)
+        self._waiting = 0
+        self._pool: asyncpg.Pool[Row] | None = None
+        self._closed = False
+
+    # -- calls ----------------------------------------------------------------------------------------------
+
+    async def read(self, sql: str, *args: object, urgent: bool = False, within: float = ANSWER_WITHIN) -> list[Row]:
+        """The rows of one statement that writes nothing."""
+        return await self._statement(sql, lambda: args, writes=False, urgent=urgent, within=within)
+
+    async def write(self, sql: str, *args: object, within: float = ANSWER_WITHIN) -> list[Row]:
+        """The rows of one statement that is a transaction by itself; carried out again after a deadlock."""
+        return await self._statement(sql, lambda: args, writes=True, urgent=False, within=within)
+
+    async def judge(self, sql: str, args: Callable[[], Sequence[object]]) -> list[Row]:
+        """As `write`, ahead of others, with arguments that are made once there is a connection."""
+        return await self._statement(sql, args, writes=True, urgent=True, within=ANSWER_WITHIN)
+
+    async def _statement(
+        self, sql: str, args: Callable[[], Sequence[object]], *, writes: bool, urgent: bool, within: float
+    ) -> list[Row]:
+        async def call() -> list[Row]:
+            async with self._connection(urgent=urgent) as connection:
+                try:
+                    return await connection.fetch(sql, *args(), timeout=within)
+                except Exception as problem:
+                    raise translated(problem, unsure=writes) from problem
+
+        return await _again_after_deadlock(call)
+
+    async def transact(self, begin: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """Carry out `work` between `begin` and a commit; again from the beginning after a deadlock."""
+
+        async def call() -> T:
+            async with self._connection(urgent=False) as connection:
+                try:
+                    await connection.execute(begin)
+                    result = await work(connection)
+                except BaseException as problem:
+                    await _roll_back(connection)
+                    if isinstance(problem, Exception):
+                        raise translated(problem, unsure=False) from problem
+                    raise
+                try:
+                    await connection.execute("commit")
+                except Exception as problem:
+                    raise translated(problem, unsure=True) from problem
+                return result
+
+        return await _again_after_deadlock(call)
+
+    # -- connections ----------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, *, urgent: bool) -> AsyncIterator[asyncpg.Connection]:
+        if self._closed:
+            raise Unavailable("the store is closed")
+        if self._waiting >= MAX_WAITING and not urgent:
+            raise Overloaded("the store has more calls waiting than it takes")
+        self._waiting += 1
+        try:
+            if not urgent:
+                await _within(ACQUIRE_WITHIN, self._general.acquire())
+            try:
+                connection = await self._acquire()
+            except BaseException:
+                if not urgent:
+                    self._general.release()
+                raise
+        finally:
+            self._waiting -= 1
+        try:
+            yield connection
+        finally:
+            try:
+                await self._release(connection)
+            finally:
+                if not urgent:
+                    self._general.release()
+
+    async def _acquire(self) -> asyncpg.Connection:
+        if self._pool is None:
+            self._pool = asyncpg.create_pool(
+                self._url,
+                min_size=0,
+                max_size=self._connections,
+                max_inactive_connection_lifetime=IDLE_FOR,
+                connection_class=_Connection,
+                timeout=CONNECT_WITHIN,
+                command_timeout=ANSWER_WITHIN,
+                statement_cache_size=self._statement_cache_size,
+            )
+        pool = self._pool
+        try:
+            await pool
+            connection = await pool.acquire(timeout=ACQUIRE_WITHIN)
+        except Exception as problem:
+            if self._closed:
+                raise Unavailable("the store is closed") from problem
+            raise translated(problem, unsure=False) from problem
+        return connection  # type: ignore[return-value]  # a proxy that has all of it
+
+    async def _release(self, connection: asyncpg.Connection) -> None:
+        if self._pool is not None:
+            # One that cannot be brought into order is closed, and a new one is opened by the next call.
+            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await self._pool.release(connection, timeout=CONNECT_WITHIN)  # type: ignore[arg-type]
+
+    async def close(self) -> None:
+        """Wait for calls under way, then close all connections."""
+        self._closed = True
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+
+async def _within(seconds: float, wait: Awaitable[object]) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await wait
+    except TimeoutError:
+        raise Overloaded("the store had no connection free in time") from None
+
+
+async def _roll_back(connection: asyncpg.Connection) -> None:
+    if not connection.is_closed() and connection.is_in_transaction():
+        with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await connection.execute("rollback")
+
+
+class _Deadlock(Unavailable):
+    """Two transactions got in each other's way; nothing of this one was written."""
+
+
+async def _again_after_deadlock(call: Callable[[], Awaitable[T]]) -> T:
+    for _ in range(TRIES - 1):
+        try:
+            return await call()
+        except _Deadlock:
+            continue
+    return await call()
+
+
+def translated(problem: Exception, *, unsure: bool) -> Exception:
+    """An error of the driver's as one of ours; what is neither stays as it is. `unsure`: it may have been committed."""
+    if isinstance(problem, asyncpg.PostgresError):
+        return _of_server(problem, getattr(problem, "sqlstate", None) or "", unsure=unsure)
+    if isinstance(problem, (OSError, TimeoutError, asyncpg.InterfaceError, EOFError)):
+        what = str(problem) or type(problem).__name__
+        if unsure:
+            return OutcomeUnknown(f"the connection to PostgreSQL was lost, or gave no answer in time: {what}")
+        return Unavailable(f"PostgreSQL does not answer: {what}")
+    return problem
+
+
+def _of_server(problem: asyncpg.PostgresError, state: str, *, unsure: bool) -> Exception:
+    if state == LOOK_AGAIN:
+        return LookAgain()
+    if state == STALE_MAP:
+        return StaleMap()
+    if state == _FENCED:
+        return Fenced(str(problem))
+    if state in ("40P01", "40001"):
+        return _Deadlock(f"PostgreSQL: {problem}")
+    if state == "53100":
+        return StorageFull()
+    if state in _NOT_MIGRATED:
+        return Unavailable(f"the schema of the database is not up to date: run `duly migrate` ({problem})")
+    if state == "22021":
+        return InvalidInput("text that is stored by itself (names, labels) cannot contain NUL")
+    if unsure and (state in _UNSURE or state.startswith("08")):
+        return OutcomeUnknown(f"the connection to PostgreSQL was lost: {problem}")
+    # No connection; resources; an operator's doing; a standby; not let in: all of them pass, or are someone's to mend.
+    if state[:2] in ("08", "53", "57", "25", "28", "58") or state in ("55P03", "3D000"):
+        return Unavailable(f"PostgreSQL: {problem}")
+    return problem
