@@ -43,7 +43,29 @@ _offer(
     "server",
     up="up: Run everything here in one process: API, scheduler, worker, one directory. | "
     '{"url": …} once it answers. SIGTERM or Ctrl-C ends it, after what runs has ended or the grace is over.',
-    migrate='migrate: Bring the stores of a directory to this version\'s schema, as `up` does. | {"schema": number}',
+    migrate="migrate: Bring stores to this version's schema: the configured shards, else those of a directory. | "
+    '{"schema": number}, or {"steps": number} for shards',
+)
+_offer(
+    app,
+    "roles",
+    servicer='servicer: Serve the API over the shards of a cluster; as many as you like. | {"url": …} once it is up',
+    scheduler='scheduler: Schedule for shards, or stand by for those that another leads. | {"name": …} once it is up',
+    worker='worker: Run what schedulers hand out. | {"name": …} once it is up',
+)
+_offer(
+    app,
+    "cluster",
+    cluster="run: Run a whole cluster on this machine: PostgreSQL, NATS, each role a process of its own. | "
+    '{"url", "servicers": [their own URLs], "ready_s"} once it is ready',
+)
+_offer(
+    _group("member", "The processes of a running `duly cluster`, to try what their loss does."),
+    "cluster",
+    list='list_members: Show what runs in the cluster of a directory. | {"url", "pid", "members": […]}',
+    stop="stop: Stop one process, by name, until it is started again. | as list",
+    start="start: Start a stopped process again. | as list",
+    kill="kill: Kill a process, as a crash would; the cluster starts it again. | as list",
 )
 _offer(
     app,

@@ -38,7 +38,8 @@ def configure(level: str, form: Literal["auto", "json", "text"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))  # its comings and goings are told by duly
+    for chatty in ("uvicorn", "httpx2"):  # their comings and goings are told by duly
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 
 
 def _one_line(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:

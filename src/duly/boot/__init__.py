@@ -2,7 +2,8 @@
 
 embedded.py  SQLite, a broker in this process, a directory: what `Duly()` and `duly up` have in them
 up.py        `duly up`: that, with its HTTP face, until a signal
-broker.py    the broker of a cluster, from settings
+roles.py     `duly servicer`, `duly scheduler`, `duly worker`: one role of a cluster, a process each
+parts.py     the stores, broker and blobs of a cluster, from settings; broker.py, the broker among them
 serving.py   listening, HTTP servers, and the signals that end a process
 """
 

@@ -28,7 +28,8 @@ class Identity(msgspec.Struct, kw_only=True):
 
     shards: list[str]
     password: str
-    nats_token: str
+    nats_password: str
+    key: str  # signs messages between roles
     leading: dict[str, str] = {}  # shard → which of its two servers takes writes
     in_step: list[str] = []  # shards whose standby has all that was acknowledged
 
@@ -64,7 +65,8 @@ class Home:
             found = Identity(
                 shards=[f"s{number}" for number in range(shards)],
                 password=secrets.token_urlsafe(24),
-                nats_token=secrets.token_urlsafe(24),
+                nats_password=secrets.token_urlsafe(24),
+                key=secrets.token_urlsafe(32),
             )
             self.keep(found)
         if len(found.shards) != shards:

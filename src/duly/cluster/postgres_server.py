@@ -18,6 +18,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ from duly.core.instants import SECOND
 USER: Final = "duly"
 DATABASE: Final = "postgres"
 ACCOUNT: Final = "nobody"  # whom it runs as when root starts it: PostgreSQL refuses root
+FORMER_WITHIN: Final = 30  # seconds for a former server to end
 _HERE: Final = "/proc/self/cwd"
 _ENVIRONMENT: Final = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
 
@@ -69,8 +71,12 @@ class PostgresServer:
         return (self.data / "PG_VERSION").exists()
 
     def make(self) -> None:
-        """Make its data, if it is not there. Raises Unavailable with what initdb said."""
+        """Make its data, if it is not there, and wait until no former server is at it any more. Blocks.
+
+        Raises Unavailable with what initdb said, or with the pid of a server that does not go.
+        """
         if self.made:
+            self._outlive_former()
             return
         self._empty()
         with self._handed_over(self._password) as secret:
@@ -101,6 +107,7 @@ class PostgresServer:
             folder=self.data,
             env=_ENVIRONMENT,
             log=self.log,
+            orphaned=signal.SIGINT,
             end=signal.SIGINT,  # the fast shutdown: clients are cut off, what is committed is written
             grace=60 * SECOND,
             account=self._account,
@@ -114,6 +121,23 @@ class PostgresServer:
         except OSError:
             return False
         return len(lines) > 7 and lines[0].strip() == str(pid) and lines[7].strip() in ("ready", "standby")
+
+    def _outlive_former(self) -> None:
+        """One whose supervisor was killed has been told to end, and writes what it must before it does."""
+        pause, looks = threading.Event(), FORMER_WITHIN * 20
+        while (pid := self._former()) is not None:
+            looks -= 1
+            if looks == 0:
+                raise Unavailable(f"a PostgreSQL, process {pid}, still runs over {self.data}")
+            pause.wait(0.05)
+
+    def _former(self) -> int | None:
+        """The pid of a server that is at this data."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
+            return pid if Path(f"/proc/{pid}/cwd").samefile(self.data) else None
+        except (OSError, ValueError):
+            return None
 
     # -- its programs ---------------------------------------------------------------------------------------
 

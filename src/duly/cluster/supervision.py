@@ -33,6 +33,8 @@ log = logging.getLogger("duly.cluster")
 
 FIRST_PAUSE: Final = 100 * MILLISECOND
 LAST_PAUSE: Final = 5 * SECOND
+HOPELESS: Final = 3  # lives without becoming ready, after which who waits for that is told
+USAGE: Final = 2  # exit code of a role whose settings are wrong: another life will not help
 STEADY: Final = 10 * SECOND  # whoever has lived this long is restarted without a pause to speak of
 LOOK: Final = 20 * MILLISECOND  # between two looks at what only a file tells
 LOG_BYTES: Final = 16 * 1024 * 1024  # then the log is moved to <name>.log.1
@@ -54,7 +56,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     """What to start. `grace` in µs, between `end` and SIGKILL.
 
     `ready` looks from outside, given the pid; without it, the program says on its stdout, in one line of JSON, that
-    it is ready. `listen`: a listening socket that it is given.
+    it is ready. `listen`: a listening socket that it is given. `orphaned`: what the kernel sends it when its
+    parent dies.
     """
 
     argv: tuple[str, ...]
@@ -62,6 +65,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path = Path("/")
     env: Mapping[str, str] = {}
     end: signal.Signals = signal.SIGTERM
+    orphaned: signal.Signals = signal.SIGKILL
     grace: int = 30 * SECOND
     account: Account | None = None
     listen: int | None = None
@@ -90,6 +94,7 @@ class Supervised:
         self._over.set()
         self._poke = asyncio.Event()
         self._heard = b""
+        self._status = 0  # of the last life that has ended
         self._lived: Program | None = None  # what runs
 
     def start(self) -> None:
@@ -105,7 +110,7 @@ class Supervised:
         while not await self._clock.wait(self._up, 200 * MILLISECOND):
             if self._keeping is not None and self._keeping.done():
                 await self._keeping
-            if self.restarts >= 3 and self.state == "pausing":
+            if self.state == "pausing" and (self.restarts >= HOPELESS or self._status == USAGE):
                 raise Unavailable(f"{self.name} does not start: {self.last_words()}")
             if self._clock.monotonic() > deadline:
                 raise TimedOut(f"{self.name} is not ready after {within // SECOND} s: {self.last_words()}")
@@ -149,7 +154,7 @@ class Supervised:
         pause = FIRST_PAUSE
         while True:
             began = self._clock.monotonic()
-            status = await self._live()
+            status = self._status = await self._live()
             if not self._wanted:
                 return
             self.restarts += 1
@@ -230,10 +235,10 @@ class Supervised:
 
 
 def launch(program: Program) -> subprocess.Popen[bytes]:
-    """Start it, tied to the calling thread: when that ends, it is asked to end, however that came."""
+    """Start it, tied to the calling thread: when that ends, however that came, it gets the signal for orphans."""
     tie = {
         "parent": os.getpid(),
-        "signal": int(program.end),
+        "signal": int(program.orphaned),
         "account": program.account,
         "listen": program.listen,
     }

@@ -66,7 +66,7 @@ def up(
 
 
 def migrate(*, dir_: Directory = None, config: SettingsFile = None, output: Output = _PLAIN) -> None:
-    """Bring the stores of a directory to this version's schema; `duly up` does so, too."""
+    """Bring stores to this version's schema: the shards that are configured, else those of a directory."""
     import asyncio
 
     from duly.boot import assemble
@@ -74,6 +74,16 @@ def migrate(*, dir_: Directory = None, config: SettingsFile = None, output: Outp
     from duly.tasks.registry import FunctionRegistry
 
     flags = {"dir": None if dir_ is None else str(dir_)}
+    configured = load(flags, path=config).settings
+    if configured.stores:
+        from duly.boot.roles import migrate as migrate_shards
+
+        steps = asyncio.run(migrate_shards(configured))
+        if output.json:
+            put_json({"steps": steps})
+        else:
+            put(f"{', '.join(configured.stores)}: {steps} step(s) taken")
+        return
     present = len(list(Path(load(flags, path=config).settings.dir).glob("shard-*.db")))
     settings = load({**flags, "shards": present or None}, path=config).settings
 

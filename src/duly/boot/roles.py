@@ -1,0 +1,225 @@
+"""One role, one process: what `duly servicer`, `duly scheduler` and `duly worker` are, until a signal.
+
+servicer    HTTP face ─ Servicer ─ stores, broker, blobs           any number, behind a load balancer or one socket
+scheduler   probes ──── Scheduler of each shard, Keeper ─ the same  leads some shards, stands by for the others
+worker      probes ──── Worker ─ broker, blobs, servicers over HTTP  holds no credentials of a database
+
+Each tells `started` once it is up: with its URL, or with its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random  # noqa: TID251 - chance comes in here, as in embedded.py
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from duly.adapters.system_clock import SystemClock
+from duly.boot.embedded import worker_settings
+from duly.boot.parts import open_blobs, open_broker, open_stores
+from duly.boot.serving import given_listeners, listen, serving, signals, url_of
+from duly.core.errors import DulyError, InvalidInput
+from duly.core.instants import MILLISECOND, SECOND
+from duly.core.model import WorkerId
+from duly.faces.probes import create_probes
+from duly.ports import Clock
+from duly.roles.keeper import Keeper
+from duly.roles.scheduler import Scheduler, SchedulerSettings
+from duly.roles.scratch import Scratch
+from duly.roles.servicer import Servicer
+from duly.roles.worker import Worker
+from duly.settings import Settings
+from duly.tasks.registry import FunctionRegistry
+from duly.telemetry import Telemetry
+
+log = logging.getLogger("duly.boot")
+
+Told = dict[str, Any]
+Started = Callable[[Told], None]
+
+TOKENS: Final = "tokens.json"
+FIRST_PAUSE: Final = 50 * MILLISECOND  # between two tries to reach a servicer for the first time; doubles
+LAST_PAUSE: Final = 2 * SECOND
+
+
+async def run_servicer(settings: Settings, *, started: Started) -> None:
+    """Serve the API. Takes a listening socket from whoever started this process, besides or instead of its own.
+
+    Raises InvalidInput when the address would be open to others without a token.
+    """
+    from duly.faces.api import create_app
+    from duly.faces.http.access import Access, bind_problem, hosts_for
+    from duly.faces.http.settings import HttpSettings
+    from duly.faces.tokens import TokenFile
+
+    clock = SystemClock()
+    tokens = TokenFile(Path(settings.dir) / TOKENS, monotonic=clock.monotonic)
+    problem = bind_problem(settings.host, tokens)
+    if problem:
+        raise InvalidInput.at("/host", problem)
+    telemetry = Telemetry()
+    name = _name(settings)
+    asked = asyncio.Event()
+    stop = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        given = given_listeners()
+        own = [listen(settings.host, settings.port)] if settings.port or not given else []
+        listeners = [stack.enter_context(listener) for listener in (*own, *given)]
+        stack.enter_context(signals(asked))
+        store = await open_stores(stack, settings, clock)
+        blobs = open_blobs(settings, clock)
+        broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
+        servicer = Servicer(
+            name=name,
+            store=store,
+            broker=broker,
+            blobs=blobs,
+            clock=clock,
+            entropy=secrets.token_bytes,
+            dice=random.random,
+            telemetry=telemetry,
+            max_blob_bytes=settings.max_blob_bytes,
+        )
+        stack.push_async_callback(servicer.stop)
+        await servicer.start()
+        app = create_app(
+            servicer,
+            access=Access(tokens, clock=clock),
+            telemetry=telemetry,
+            settings=HttpSettings(
+                hosts=hosts_for(settings.host, tuple(settings.allowed_hosts)), max_blob_bytes=settings.max_blob_bytes
+            ),
+            stop=stop,
+        )
+        async with serving(app, listeners, clock) as face:
+            try:
+                started({"url": url_of(listeners[0], settings.host if own else None)})
+                await face.until(asked)
+                log.info("draining")
+            finally:
+                stop.set()
+            await servicer.drain()
+
+
+async def run_scheduler(settings: Settings, *, started: Started) -> None:
+    """Lead shards and stand by for the others; remove what is kept no longer."""
+    clock = SystemClock()
+    telemetry = Telemetry()
+    name = _name(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        asked = asyncio.Event()
+        stack.enter_context(signals(asked))
+        store = await open_stores(stack, settings, clock)
+        blobs = open_blobs(settings, clock)
+        broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
+        schedulers = [
+            Scheduler(
+                shard=shard,
+                owner=name,
+                store=store,
+                broker=broker,
+                clock=clock,
+                telemetry=telemetry,
+                dice=random.random,
+                settings=SchedulerSettings(lead=settings.lead, window=settings.look_ahead, worker_ttl=settings.lease),
+            )
+            for shard in store.shards
+        ]
+        keeper = Keeper(
+            store=store,
+            blobs=blobs,
+            clock=clock,
+            interval=settings.retention_interval,
+            may_tidy=lambda: schedulers[0].leading,  # one of them all
+        )
+        for part in (*schedulers, keeper):
+            stack.push_async_callback(part.stop)
+            await part.start()
+        async with _probed(settings, clock, list, telemetry) as told:
+            started({"name": name, **told})
+            await asked.wait()
+            log.info("draining")
+            await asyncio.gather(*(scheduler.drain() for scheduler in schedulers))
+
+
+async def run_worker(settings: Settings, *, started: Started) -> None:
+    """Take runs and run them. Learns from the servicers which shards there are."""
+    from duly.faces.http_transport import HttpTransport
+
+    clock = SystemClock()
+    telemetry = Telemetry()
+    name = _name(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        asked = asyncio.Event()
+        stack.enter_context(signals(asked))
+        transport = HttpTransport(settings.server, token=settings.token)
+        stack.push_async_callback(transport.close)
+        shards = await _shards(transport, clock, asked)
+        if shards is None:
+            return
+        scratch = Path(settings.dir, "scratch")
+        cache = Scratch(str(scratch))
+        stack.callback(cache.close)
+        blobs = open_blobs(settings, clock, cache=Path(cache.open()) / "fetched")
+        broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
+        worker = Worker(
+            id=WorkerId(name),
+            broker=broker,
+            blobs=blobs,
+            clock=clock,
+            shards=shards,
+            functions=FunctionRegistry(settings.functions),
+            settings=worker_settings(settings, scratch, shares_clock=False),
+        )
+        stack.push_async_callback(worker.stop)
+        await worker.start()
+        async with _probed(settings, clock, worker.unheard, telemetry) as told:
+            started({"name": name, **told})
+            await asked.wait()
+            log.info("draining")
+            await worker.drain()
+
+
+async def migrate(settings: Settings) -> int:
+    """Bring every shard to this version's schema; returns the number of steps taken."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = await open_stores(stack, settings, SystemClock())
+        return await store.migrate()
+
+
+async def _shards(transport: Any, clock: Clock, asked: asyncio.Event) -> tuple[str, ...] | None:
+    """The shards that a servicer names, as soon as one answers; None when an end is asked for before."""
+    pause = FIRST_PAUSE
+    while not asked.is_set():
+        try:
+            return tuple(shard.name for shard in (await transport.shards()).items)
+        except DulyError as error:
+            if error.status in (401, 403):
+                raise
+            log.info("no servicer answers yet: %s", error)
+        await clock.wait(asked, pause)
+        pause = min(2 * pause, LAST_PAUSE)
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _probed(
+    settings: Settings, clock: Clock, missing: Callable[[], list[str]], telemetry: Telemetry
+) -> AsyncIterator[Told]:
+    """Health and metrics over HTTP, if that is wanted; yields where."""
+    if settings.probe_port < 0:
+        yield {}
+        return
+    with listen(settings.probe_host, settings.probe_port) as listener:
+        async with serving(create_probes(missing, telemetry), [listener], clock):
+            yield {"url": url_of(listener, settings.probe_host)}
+
+
+def _name(settings: Settings) -> str:
+    """Unlike that of any other process, and unlike this one's before a restart: terms and leases hang on it."""
+    return f"{settings.name or socket.gethostname()}-{secrets.token_hex(3)}"
