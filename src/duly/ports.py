@@ -194,7 +194,7 @@ class Store(Protocol):
         ...
 
     async def page_runs(self, query: RunQuery) -> RunPage:
-        """One page of runs, hot and finished together."""
+        """One page of runs, hot and finished together. Those of one job are never partial: Unavailable is raised."""
         ...
 
     async def beat(self, shard: str, worker: Worker, ttl: int) -> Worker:
