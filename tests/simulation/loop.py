@@ -46,6 +46,26 @@ class Deadlock(Exception):
     """Nothing is scheduled any more."""
 
 
+class Call(asyncio.TimerHandle):
+    """A callback and the process that it belongs to: the handle of asyncio, without what costs time there."""
+
+    __slots__ = ("life",)
+
+    def __init__(self, callback: Any, args: Any, loop: VirtualLoop, context: contextvars.Context) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = context
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self.life = context.get(LIFE)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Time is `micros`; it moves only when nothing can run. Private parts of asyncio are used, and pinned by a test."""
 
@@ -54,6 +74,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.turns = 0
         self._dice = dice
         self._over = False
+        self._timers: list[tuple[int, int, Call]] = []
+        self._order = 0
         super().__init__()
 
     def time(self) -> float:
@@ -62,7 +84,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
         """As ever, but the task of a process is noted with it."""
-        task = super().create_task(coro, name=name, context=context)  # type: ignore[call-arg, unused-ignore]
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name or "-", context=context)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # the killed are destroyed pending
         life = LIFE.get() if context is None else context.get(LIFE)
         if life is not None:
@@ -76,9 +98,32 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Run `work` as a part of a process (None: of the world)."""
         return self.create_task(work, context=NOBODY.copy() if life is None else life.context.copy())
 
-    def later(self, delay: int, callback: Any, *args: Any) -> asyncio.TimerHandle:
+    def later(self, delay: int, callback: Any, *args: Any) -> Call:
         """Call back after so many µs, as nobody's."""
-        return self.call_later(delay / SECOND, callback, *args, context=NOBODY)
+        return self.wake(self.micros + delay, callback, args, NOBODY)
+
+    def wake(self, at: int, callback: Any, args: Any, context: contextvars.Context | None = None) -> Call:
+        """Call back at a time in µs."""
+        call = Call(callback, args, self, contextvars.copy_context() if context is None else context)
+        self._order += 1
+        if not self._over:
+            heapq.heappush(self._timers, (at, self._order, call))
+        return call
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Call:
+        """`when` is rounded to the µs."""
+        return self.wake(math.ceil(when * SECOND - 0.5), callback, args, context)
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Call:
+        """`delay` is rounded to the µs."""
+        return self.wake(self.micros + math.ceil(delay * SECOND - 0.5), callback, args, context)
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Call:
+        """After the end of the world nothing is called any more."""
+        call = Call(callback, args, self, contextvars.copy_context() if context is None else context)
+        if not self._over:
+            self._ready.append(call)  # type: ignore[attr-defined]
+        return call
 
     def thaw(self, life: Life) -> None:
         """A frozen process goes on, with all that has come due."""
@@ -86,51 +131,45 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._ready.extend(life.stash)  # type: ignore[attr-defined]
         life.stash = []
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        """After the end of the world nothing is called any more."""
-        if self._over:
-            return asyncio.Handle(callback, args, self, context)
-        return super().call_soon(callback, *args, context=context)
-
     def end(self) -> None:
         """Close, with everything that is still pending in it."""
         self._over = True
         self._ready.clear()  # type: ignore[attr-defined]
-        self._scheduled.clear()  # type: ignore[attr-defined]
+        self._timers.clear()
         self.close()
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._scheduled  # type: ignore[attr-defined]
-        while timers and timers[0]._cancelled:
-            heapq.heappop(timers)._scheduled = False
+        ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready:
             if not timers:
                 raise Deadlock
-            self.micros = max(self.micros, math.ceil(timers[0]._when * SECOND - 0.5))
-        end = (self.micros + 0.5) / SECOND
-        while timers and timers[0]._when < end:
-            timer = heapq.heappop(timers)
-            timer._scheduled = False
-            ready.append(timer)
-        batch = []
-        for handle in ready:
-            life = handle._context.get(LIFE)
-            if life is None or (life.up and not life.frozen):
-                batch.append(handle)
-            elif life.up:
-                life.stash.append(handle)
+            self.micros = max(self.micros, timers[0][0])
+        now = self.micros
+        while timers and timers[0][0] <= now:
+            ready.append(heapq.heappop(timers)[2])
+        batch = list(ready)
         ready.clear()
         if len(batch) > 1:
             self._dice.shuffle(batch)
         self.turns += len(batch)
-        for handle in batch:
-            life = handle._context.get(LIFE)
-            if handle._cancelled or (life is not None and not life.up):
-                continue  # killed a moment ago, in this very turn
-            if life is not None and life.frozen:
-                life.stash.append(handle)
-            else:
-                handle._run()
+        for call in batch:
+            if call._cancelled:
+                continue
+            life = call.life
+            if life is not None:
+                if not life.up:
+                    continue  # killed, maybe a moment ago, in this very turn
+                if life.frozen:
+                    life.stash.append(call)
+                    continue
+            try:
+                call._context.run(call._callback, *call._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as problem:  # noqa: BLE001 - as asyncio's own handles do
+                self.call_exception_handler({"message": "a callback failed", "exception": problem, "handle": call})
 
 
 class NodeClock:
@@ -149,7 +188,7 @@ class NodeClock:
 
     async def sleep(self, duration: int) -> None:
         woken = self._loop.create_future()
-        timer = self._loop.call_later(max(0, duration) / SECOND, _wake, woken)
+        timer = self._loop.wake(self._loop.micros + max(0, duration), _wake, (woken,))
         try:
             await woken
         finally:
@@ -158,13 +197,17 @@ class NodeClock:
     async def wait(self, event: Any, timeout: int | None) -> bool:
         if timeout is None or event.is_set():
             return bool(await event.wait())
+        woken = self._loop.create_future()
+        timer = self._loop.wake(self._loop.micros + max(0, timeout), _wake, (woken,))
+        event._waiters.append(woken)  # an asyncio.Event wakes whoever is among them
         try:
-            async with asyncio.timeout(max(0, timeout) / SECOND):
-                return bool(await event.wait())
-        except TimeoutError:
-            return bool(event.is_set())
+            await woken
+        finally:
+            timer.cancel()
+            event._waiters.remove(woken)
+        return bool(event.is_set())
 
 
-def _wake(sleeper: asyncio.Future[None]) -> None:
+def _wake(sleeper: asyncio.Future[Any]) -> None:
     if not sleeper.done():
-        sleeper.set_result(None)
+        sleeper.set_result(True)

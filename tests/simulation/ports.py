@@ -1,200 +1,21 @@
-"""Ports that fail on purpose. Behind the store's is the real SqliteStore, in memory; messages and blobs are simulated.
-
-A call of the store is a request that takes time to arrive and an answer that takes time to come back. It takes effect
-whether its caller lives to see it or not, and between the two a process may be frozen, killed, or told that the
-outcome is unknown. Every effect is shown to the referee at the moment it is accepted.
-"""
+"""Ports that fail on purpose. Behind the stores' are real SqliteStores, in memory; messages and blobs are simulated."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from random import Random  # noqa: TID251 - all from the seed
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
-import msgspec
-
-from duly.adapters.sqlite_store import SqliteStore
-from duly.core.errors import DulyError, NotFound, OutcomeUnknown, TimedOut, Unavailable
+from duly.core.errors import DulyError, NotFound, TimedOut, Unavailable
 from duly.core.messages import AnyMessage
 from duly.core.model import JobId
 from duly.ports import Handler
-from simulation.loop import NOBODY, SECOND, Life, NodeClock, VirtualLoop
-from simulation.referee import Referee
+from simulation.loop import SECOND, Life, NodeClock
+from simulation.network import Network
 
 QUEUE: Final = 10_000
-WRITES: Final = frozenset({"create", "change", "apply", "beat", "expired", "hold", "prune", "slots"})
-CALLER: contextvars.ContextVar[NodeClock | None] = contextvars.ContextVar("CALLER", default=None)  # for a mutant
-
-
-class Weather(msgspec.Struct, kw_only=True):
-    """How bad things are: probabilities of each message or call, and mean µs. All zero when it is calm."""
-
-    lost: float = 0.0
-    doubled: float = 0.0
-    straggling: float = 0.0  # share of messages that are late by up to `straggle`
-    straggle: int = 0
-    latency: int = 500
-    store_unavailable: float = 0.0
-    store_unknown: float = 0.0  # half of them take effect
-    store_straggling: float = 0.0
-    store_straggle: int = 0
-    store_latency: int = 300
-
-
-class Network:
-    """What connects all processes, and breaks. `cut` and `deaf`: names of hosts that cannot send, or receive."""
-
-    def __init__(self, loop: VirtualLoop, store: SqliteStore, clock: NodeClock, referee: Referee, seed: str) -> None:
-        self.loop = loop
-        self.store = store
-        self.clock = clock  # the store's
-        self.referee = referee
-        self.weather = Weather()
-        self.counts: Counter[str] = Counter()
-        self.cut: set[str] = set()
-        self.deaf: set[str] = set()
-        self.store_down = False
-        self._dice = Random(f"{seed}/network")
-        self._store_dice = Random(f"{seed}/store")
-        self._groups: dict[str, dict[Any, deque[Subscription]]] = {}
-
-    # -- messages -------------------------------------------------------------------------------------------
-
-    def subscribe(self, subscription: Subscription) -> None:
-        """Deliver to it from now on."""
-        key = subscription.group or subscription
-        self._groups.setdefault(subscription.subject, {}).setdefault(key, deque()).append(subscription)
-
-    def forget(self, subscription: Subscription) -> None:
-        """Deliver nothing more to it."""
-        key = subscription.group or subscription
-        members = self._groups[subscription.subject][key]
-        members.remove(subscription)
-        if not members:
-            del self._groups[subscription.subject][key]
-
-    def unplug(self, life: Life) -> None:
-        """A process has died: its connections are closed."""
-        for groups in self._groups.values():
-            for key in list(groups):
-                groups[key] = deque(each for each in groups[key] if each.life is not life)
-                if not groups[key]:
-                    del groups[key]
-
-    def send(self, sender: Life, subject: str, message: AnyMessage, reply: asyncio.Future[Any] | None) -> bool:
-        """Once for each group, if nothing happens to it; False if nobody listens."""
-        groups = self._groups.get(subject)
-        if not groups:
-            return False
-        for members in groups.values():
-            member = members[0]
-            members.rotate(-1)
-            self._carry(sender.name, member.life.name, member.offer, message, reply)
-        return True
-
-    def answer(self, sender: Life, receiver: Life, reply: asyncio.Future[Any], message: AnyMessage) -> None:
-        """What a request is answered with, on its way back."""
-        self._carry(sender.name, receiver.name, _give, reply, message)
-
-    def _carry(self, sender: str, receiver: str, deliver: Callable[..., None], *args: Any) -> None:
-        weather, dice = self.weather, self._dice
-        copies = 1
-        if sender in self.cut or receiver in self.deaf:
-            self.counts["messages cut off"] += 1
-            return
-        if weather.lost and dice.random() < weather.lost:
-            self.counts["messages lost"] += 1
-            return
-        if weather.doubled and dice.random() < weather.doubled:
-            self.counts["messages doubled"] += 1
-            copies = 2
-        for _ in range(copies):
-            delay = 1 + int(dice.expovariate(1 / weather.latency))
-            if weather.straggling and dice.random() < weather.straggling:
-                self.counts["messages late"] += 1
-                delay += dice.randrange(weather.straggle)
-            self.loop.later(delay, deliver, *args)
-
-    # -- store ----------------------------------------------------------------------------------------------
-
-    async def call(self, caller: Life, clock: NodeClock, verb: str, args: Any, kwargs: Any) -> Any:
-        """One call of the store by a process."""
-        weather, dice = self.weather, self._store_dice
-        there = 1 + int(dice.expovariate(1 / weather.store_latency))
-        back = 1 + int(dice.expovariate(1 / weather.store_latency))
-        if weather.store_straggling and dice.random() < weather.store_straggling:
-            self.counts["store calls late"] += 1
-            if dice.random() < 0.5:
-                there += dice.randrange(weather.store_straggle)
-            else:
-                back += dice.randrange(weather.store_straggle)
-        failure: DulyError | None = None
-        effect = True
-        if self.store_down or caller.name in self.cut:
-            self.counts["store calls refused"] += 1
-            failure, effect = Unavailable("simulated: no connection"), False
-        elif weather.store_unavailable and dice.random() < weather.store_unavailable:
-            self.counts["store calls refused"] += 1
-            failure, effect = Unavailable("simulated"), False
-        elif verb in WRITES and weather.store_unknown and dice.random() < weather.store_unknown:
-            effect = dice.random() < 0.5
-            self.counts["store outcomes unknown, " + ("done" if effect else "not done")] += 1
-            failure = OutcomeUnknown("simulated")
-        answer = self.loop.create_future()
-        request = (caller, clock, verb, args, kwargs, effect, failure, back, answer)
-        self.loop.later(there, lambda: self.loop.start(None, self._arrive(*request)))
-        return await answer
-
-    async def _arrive(
-        self,
-        caller: Life,
-        clock: NodeClock,
-        verb: str,
-        args: Any,
-        kwargs: Any,
-        effect: bool,
-        failure: DulyError | None,
-        back: int,
-        answer: asyncio.Future[Any],
-    ) -> None:
-        result: Any = None
-        if effect:
-            try:
-                CALLER.set(clock)
-                result = await getattr(self.store, verb)(*args, **kwargs)
-            except DulyError as refusal:
-                self.counts[f"refused: {refusal.code}"] += 1
-                failure = failure or refusal
-            else:
-                self.referee.saw(str(caller), verb, args, kwargs, result, self.clock.wall(), self.loop.micros)
-        self.loop.later(back, _resolve, answer, result, failure)
-
-
-def at_once(work: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that never waits, as those of a store in memory."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("a store in memory does not wait")
-
-
-def _resolve(answer: asyncio.Future[Any], result: Any, failure: DulyError | None) -> None:
-    if answer.done():
-        return
-    if failure is None:
-        answer.set_result(result)
-    else:
-        answer.set_exception(failure)
-
-
-def _give(reply: asyncio.Future[Any], message: AnyMessage) -> None:
-    if not reply.done():
-        reply.set_result(message)
 
 
 class Subscription:
@@ -275,25 +96,26 @@ class SimBroker:
 
 
 class SimStore:
-    """The Store port of one process: every verb is a call over the network."""
+    """The Store port of one process over one shard: every verb is a call over the network."""
 
-    shards: tuple[str, ...] = ("s0",)
-
-    def __init__(self, network: Network, life: Life, clock: NodeClock) -> None:
+    def __init__(self, shard: str, network: Network, life: Life, clock: NodeClock) -> None:
+        self.shards: tuple[str, ...] = (shard,)
+        self._shard = shard
         self._network = network
         self._life = life
         self._clock = clock
 
     def shard_of(self, job_id: JobId) -> str:
-        return self.shards[0]
+        return self._shard
 
-    def __getattr__(self, verb: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    def __getattr__(self, verb: str) -> Callable[..., asyncio.Future[Any]]:
         if verb.startswith("_"):
             raise AttributeError(verb)
 
-        async def called(*args: Any, **kwargs: Any) -> Any:
-            return await self._network.call(self._life, self._clock, verb, args, kwargs)
+        def called(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+            return self._network.call(self._shard, self._life, self._clock, verb, args, kwargs)
 
+        setattr(self, verb, called)
         return called
 
 
@@ -333,6 +155,3 @@ class SimBlobs:
 
     def _idle(self, digest: str) -> int:
         return self._clock.monotonic() - self._blobs[digest][1]
-
-
-__all__ = ["NOBODY", "Network", "SimBlobs", "SimBroker", "SimStore", "Weather", "at_once"]

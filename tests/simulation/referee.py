@@ -14,59 +14,37 @@ are numbered as in the design notes; those above 30 were added because a mutant 
     31 an attempt is started once               32 a misfire becomes what its policy says
     33 paused and deleted jobs start nothing     34 a compare-and-set compares
     35 a worker stops before its lease ends      36 no process dies of its own code
+    37 no job lies on two shards
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from duly.core.machine import Transition
 from duly.core.model import QUARANTINE_AFTER, Failure, Job, JobId, Run, RunKey, RunState, Term, Worker
-
-SECOND: Final = 1_000_000
-LEAD: Final = 500_000
-STEPPED: Final = 10 * SECOND  # so long after a step of the store's clock, offsets may be wrong
-UNMOVED: Final = 100_000  # steps of the clock smaller than this do not move leases
-MENDED: Final = 40 * SECOND  # after a step too small to be noticed, until offsets have forgotten what was before
-TIGHT: Final = 2_000  # µs by which a start may seem early: clocks are compared over a network
-
-_UNITS: Final = {"s": SECOND, "m": 60 * SECOND}
-
-
-class Violation(Exception):
-    """An invariant was broken."""
-
-    def __init__(self, number: int, name: str, text: str) -> None:
-        super().__init__(f"invariant {number}, {name}: {text}")
-        self.number = number
-        self.name = name
-
-
-class Known(msgspec.Struct):
-    """A run as the referee remembers it."""
-
-    run: Run
-    releases: int = 0
-    cancelled: bool = False  # a cancel was acknowledged
-
-
-class Grid(msgspec.Struct):
-    """Since when a job has had this definition: the instants after `since` are owed."""
-
-    job: Job
-    since: int
+from simulation.remembered import (
+    LEAD,
+    MENDED,
+    SECOND,
+    STEPPED,
+    TIGHT,
+    UNMOVED,
+    Grid,
+    Known,
+    OfShard,
+    Violation,
+    period_of,
+)
 
 
 class Referee:
     """Judges each effect by what it saw before. `note` is called with everything that counts, in order."""
 
-    def __init__(self, stop: Callable[[], None]) -> None:
+    def __init__(self, stop: Callable[[], None], shards: Sequence[str] = ("s0",)) -> None:
         """`stop` ends the world: an invariant was broken."""
         self.stop = stop
         self.broken: Violation | None = None
@@ -75,8 +53,9 @@ class Referee:
         self.acknowledged: set[JobId] = set()
         self.runs: dict[RunKey, Known] = {}
         self.hot: dict[RunKey, Known] = {}
-        self.now = 0
         self.true = 0
+        self.shards: dict[str, OfShard] = {name: OfShard(name) for name in shards}
+        self.on = next(iter(self.shards.values()))  # where the effect that is being judged took place
         self.log: list[tuple[object, ...]] | None = None  # what goes into the trace, if it is to be read
         self._trace = hashlib.blake2b(digest_size=12)
         self._fired: set[RunKey] = set()
@@ -85,10 +64,7 @@ class Referee:
         self._done: dict[tuple[RunKey, int, str], bytes] = {}
         self._grids: dict[JobId, Grid] = {}
         self._spans: list[tuple[JobId, int, int]] = []  # summary records: job, from, until
-        self._term: Term | None = None
-        self._holders: dict[int, str] = {}
-        self._leases: dict[str, int] = {}
-        self._stepped_at = -STEPPED
+        self._homes: dict[JobId, str] = {}
         self._left: dict[JobId, tuple[int, int]] = {}  # of the runs that were out lately: newest instant, true time
         self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
         self._froze: dict[Any, int] = {}
@@ -124,22 +100,31 @@ class Referee:
         """A process was frozen, or goes on."""
         self._froze[life] = monotonic
 
-    def clock_stepped(self, monotonic: int) -> None:
-        """The store's clock was set, at `monotonic` in true time."""
-        self._stepped_at = monotonic
+    def clock_stepped(self, shard: str, monotonic: int) -> None:
+        """A shard's clock was set, at `monotonic` in true time."""
+        self.shards[shard].stepped_at = monotonic
 
     @property
     def _unclear(self) -> bool:
-        """The store's clock was set lately, so that decisions may come from before."""
-        return self.true - self._stepped_at < STEPPED
+        """The shard's clock was set lately, so that decisions may come from before."""
+        return self.true - self.on.stepped_at < STEPPED
 
     # -- effects on the store -------------------------------------------------------------------------------
 
     def saw(
-        self, who: str, verb: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, wall: int, true: int
+        self,
+        shard: str,
+        who: str,
+        verb: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        result: Any,
+        wall: int,
+        true: int,
     ) -> None:
-        """A verb was carried out for a process; `wall` is the store's clock, `true` one that is never set."""
-        self.now, self.true = wall, true
+        """A shard carried out a verb for a process; `wall` is the shard's clock, `true` one that is never set."""
+        self.on = self.shards[shard]
+        self.on.now, self.true = wall, true
         match verb:
             case "apply":
                 self._applied(who, args[0], kwargs.get("fence"), set(result))
@@ -158,14 +143,16 @@ class Referee:
                 self._expired(result)
 
     def _created(self, job: Job, runs: Sequence[Run]) -> None:
-        self.note("created", job.id, job.schedule, self.now)
+        home = self._homes.setdefault(job.id, self.on.name)
+        self.require(home == self.on.name, 37, "no job lies on two shards", f"{job.id} on {home} and on {self.on.name}")
+        self.note("created", job.id, job.schedule, self.on.now)
         self.counts["jobs"] += 1
         self.jobs[job.id] = job
-        self._grids[job.id] = Grid(job, self.now)
+        self._grids[job.id] = Grid(job, self.on.now)
         self._open(runs)
 
     def _changed(self, job: Job, opened: Sequence[Run], *, keep_waiting: bool) -> None:
-        self.note("changed", job.id, job.version, job.state, [run.scheduled_at for run in opened], self.now)
+        self.note("changed", job.id, job.version, job.state, [run.scheduled_at for run in opened], self.on.now)
         self.counts["changes"] += 1
         if job.state == "deleted" or not keep_waiting:
             waiting = [
@@ -179,11 +166,11 @@ class Referee:
             was = self.jobs[job.id]
             goes_on = (was.state, was.schedule) == (job.state, job.schedule)
             if not goes_on:
-                self._settle_grid(job.id, min([self.now, *unstarted]))
+                self._settle_grid(job.id, min([self.on.now, *unstarted]))
             for key in waiting:
                 del self.runs[key], self.hot[key]
             if not goes_on:
-                self._grids[job.id] = Grid(job, max(self.now, *self._skipped(job.id, opened)))
+                self._grids[job.id] = Grid(job, max(self.on.now, *self._skipped(job.id, opened)))
         self.jobs[job.id] = job
         self._open(opened)
 
@@ -212,12 +199,12 @@ class Referee:
     def _applied(self, who: str, transitions: Sequence[Transition], fence: int | None, losers: set[int]) -> None:
         if fence is not None:
             self.counts["fenced writes"] += 1
-            assert self._term is not None
+            assert self.on.term is not None
             self.require(
-                fence == self._term.fence and self._holders.get(fence) == who,
+                fence == self.on.term.fence and self.on.holders.get(fence) == who,
                 3,
                 "scheduler writes only by the holder",
-                f"{who} wrote with fence {fence}, the term is {self._term}",
+                f"{who} wrote with fence {fence}, the term is {self.on.term}",
             )
         for index, transition in enumerate(transitions):
             if index in losers:
@@ -234,7 +221,7 @@ class Referee:
         before = known.run
         where = f"{after.id}: {before.state.name} {before.attempt} by {before.worker!r} → {after.state.name}"
         where += f" {after.attempt} by {after.worker!r}, told by {who}"
-        self.note(before.state, after.state, after.key, after.attempt, after.worker, self.now)
+        self.note(before.state, after.state, after.key, after.attempt, after.worker, self.on.now)
         self.require(not before.state.terminal, 5, "one terminal transition, final", where)
         was = (transition.was_state, transition.was_attempt, transition.was_worker)
         self.require(was == (before.state, before.attempt, before.worker), 34, "a compare-and-set compares", where)
@@ -266,7 +253,9 @@ class Referee:
         most = before.failures + before.crashes + known.releases + 1
         self.require(after.attempt <= most, 9, "attempts rise by one and are bounded", f"at most {most}: {where}")
         decided = after.dispatched_at or 0
-        self.require(decided <= self.now or self._unclear, 4, "nothing is handed out or started before its time", where)
+        self.require(
+            decided <= self.on.now or self._unclear, 4, "nothing is handed out or started before its time", where
+        )
         early = after.due_at - decided
         self.require(early <= LEAD, 4, "nothing is handed out or started before its time", f"{early} µs: {where}")
         if after.attempt == 1:
@@ -330,7 +319,7 @@ class Referee:
             self.counts["attempts that were not there"] += 1
             self.require(runs_in is None, 21, "no lease is taken while it runs", f"its worker has it: {where}")
             return
-        left = self._leases.get(before.worker, 0) - self.true
+        left = self.on.leases.get(before.worker, 0) - self.true
         self.require(left <= UNMOVED, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
         awake = runs_in is not None and not runs_in.frozen and self.true - self._froze.get(runs_in, -STEPPED) > SECOND
         self.require(not awake, 35, "a worker stops before its lease ends", f"it still runs: {where}")
@@ -351,13 +340,13 @@ class Referee:
             self._judge_loss(before, after.error, where)
 
     def _held(self, owner: str, ttl: int, term: Term, *, release: bool) -> None:
-        was = self._term
+        was = self.on.term
         if term.owner != owner:
             self.counts["terms refused"] += 1
             return
         if was is not None:
             self.require(term.fence >= was.fence, 2, "fences never fall, one holder each", f"{was} → {term}")
-        holder = self._holders.setdefault(term.fence, owner)
+        holder = self.on.holders.setdefault(term.fence, owner)
         self.require(holder == owner, 2, "fences never fall, one holder each", f"{term} was {holder}'s")
         if was is None or was.owner != owner or was.fence != term.fence:
             left = 0 if was is None else was.expires_at - self.true
@@ -368,24 +357,26 @@ class Referee:
                 f"{left} µs left: {was} → {term}",
             )
             self.counts["terms"] += 1
-            self.note("term", owner, term.fence, self.now)
-        self._term = Term(owner=owner, fence=term.fence, expires_at=self.true + (0 if release else ttl))
+            self.note("term", owner, term.fence, self.on.now)
+        self.on.term = Term(owner=owner, fence=term.fence, expires_at=self.true + (0 if release else ttl))
 
     def _beaten(self, worker: Worker, ttl: int, written: Worker) -> None:
         if written.state != "lost":
-            self._leases[worker.id] = self.true + ttl
+            self.on.leases[worker.id] = self.true + ttl
 
     def _expired(self, found: Sequence[tuple[Run, Job, Worker | None]]) -> None:
         for run, _, worker in found:
-            left = self._leases.get(run.worker, 0) - self.true
+            left = self.on.leases.get(run.worker, 0) - self.true
             self.require(left <= UNMOVED, 21, "no lease is taken while it runs", f"{run.worker} has {left} µs left")
             if worker is not None:
                 self.counts["workers lost"] += 1
 
     # -- what really happens on the workers --------------------------------------------------------------------
 
-    def began(self, who: str, run: Run, job: Job, wall: int, monotonic: int, staged: int, doubt: int) -> None:
-        """A task's code begins. `wall` is the store's clock, `monotonic` true time, `staged` when it was taken in;
+    def began(
+        self, shard: str, who: str, run: Run, job: Job, wall: int, monotonic: int, staged: int, doubt: int
+    ) -> None:
+        """A task's code begins. `wall` is the shard's clock, `monotonic` true time, `staged` when it was taken in;
         `doubt` is what its worker said then that it might be wrong by about the store's clock.
         """
         key, attempt = run.key, run.attempt
@@ -400,7 +391,7 @@ class Referee:
             self.require(others == 0, 11, "an at-most-once run is started once, ever", where)
         if others:
             self.counts["starts again"] += 1
-        if staged - self._stepped_at > MENDED:
+        if staged - self.shards[shard].stepped_at > MENDED:
             early = run.due_at - wall
             self.require(
                 early <= TIGHT + doubt, 4, "nothing is handed out or started before its time", f"{early} µs: {where}"
@@ -440,17 +431,20 @@ class Referee:
                 self.require(covered, 7, "every owed instant has a row", f"{grid.job.schedule} of {job_id} at {at}")
             at += period
 
-    def settle(self, now: int, patience: int, stored: set[JobId]) -> None:
-        """The end: all that was due `patience` ago has ended, schedules go on, nothing acknowledged is missing."""
+    def settle(self, now: Mapping[str, int], patience: int, stored: Mapping[str, set[JobId]]) -> None:
+        """The end: all that was due `patience` ago has ended, schedules go on, nothing acknowledged is missing.
+
+        `now` is each shard's clock, `stored` the jobs that each has.
+        """
         name = "once healed, everything ends and schedules go on"
         for known in self.hot.values():
             run = known.run
-            over = now - run.due_at
+            over = now[self._homes[run.job_id]] - run.due_at
             self.require(
                 over <= patience, 8, name, f"{run.id} is {run.state.name} ({run.held_by}) {over} µs after its time"
             )
         for job_id, job in self.jobs.items():
-            self._settle_grid(job_id, now - patience)
+            self._settle_grid(job_id, now[self._homes[job_id]] - patience)
             if job.state != "active":
                 continue
             coming = [key for key, known in self.hot.items() if key[0] == job_id and not known.run.manual]
@@ -460,10 +454,8 @@ class Referee:
                 self.require(len(coming) == 1, 8, name, f"{job.schedule} of {job_id} has {coming}")
         for job_id in sorted(self.acknowledged):
             kept = self.jobs[job_id].state != "deleted"  # those that are go when their history has gone
-            self.require(job_id in stored or not kept, 18, "what was acknowledged is there", job_id)
-
-
-def period_of(job: Job) -> int | None:
-    """The period of `every 10s`, by the referee's own reading; None for other schedules."""
-    found = re.fullmatch(r"every (\d+)(s|m)", job.schedule)
-    return None if found is None else int(found[1]) * _UNITS[found[2]]
+            there = job_id in stored[self._homes[job_id]]
+            self.require(there or not kept, 18, "what was acknowledged is there", job_id)
+        for shard, jobs in stored.items():
+            astray = [job_id for job_id in jobs if self._homes[job_id] != shard]
+            self.require(not astray, 37, "no job lies on two shards", f"on {shard}: {astray}")

@@ -36,7 +36,7 @@ class Script:
         life: Life,
         loop: VirtualLoop,
         clock: NodeClock,
-        store_clock: NodeClock,
+        shard_clock: Callable[[str], NodeClock],
         referee: Referee,
         tempers: Callable[[], Tempers],
         kill: Callable[[Life], None],
@@ -46,21 +46,21 @@ class Script:
         self._life = life
         self._loop = loop
         self._clock = clock
-        self._store_clock = store_clock
+        self._shard_clock = shard_clock
         self._referee = referee
         self._tempers = tempers
         self._kill = kill
         self._seed = seed
         self._tasks: dict[Held, asyncio.Task[None]] = {}
         self._staged: dict[Held, tuple[int, int]] = {}
-        self.doubt: Callable[[], int] = lambda: 0
+        self.doubt: Callable[[str], int] = lambda shard: 0
 
     async def start(self) -> None:
         """Nothing to get ready."""
 
     def stage(self, batch: Sequence[Held]) -> None:
         for held in batch:
-            self._staged[held] = (self._loop.micros, self.doubt())
+            self._staged[held] = (self._loop.micros, self.doubt(held.shard))
             self._tasks[held] = asyncio.get_running_loop().create_task(self._run(held))
 
     async def _run(self, held: Held) -> None:
@@ -74,9 +74,9 @@ class Script:
             self.sink.given_back(held, "no_capacity")
             return
         held.started = self._clock.monotonic()
-        self._referee.began(
-            held.run.worker, held.run, held.job, self._store_clock.wall(), self._loop.micros, *self._staged[held]
-        )
+        wall = self._shard_clock(held.shard).wall()
+        who = held.run.worker
+        self._referee.began(held.shard, who, held.run, held.job, wall, self._loop.micros, *self._staged[held])
         self._referee.going[held.key, held.attempt] = self._life
         self.sink.started(held, held.started)
         fate = dice.random()

@@ -20,7 +20,7 @@ from simulation.mutants import MUTANTS, hunt
 from simulation.sweep import RARE, Sweep, never_happened, sweep
 
 BATCH = 25
-SEED_HOURS = 215 / 3600  # what one seed simulates
+SEED_HOURS = 235 / 3600  # what one seed simulates, about
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
             say(f"\nmutants caught: {len(catches) - survivors}/{len(catches)}")
             for catch in catches:
                 how = "SURVIVED" if catch.caught is None else f"{catch.caught[0]:2}  {catch.caught[1]}"
-                say(f"  {catch.mutant:34} {catch.seeds:3} seeds   {how}")
+                say(f"  {catch.mutant:34} {catch.seeds:3} seeds  {catch.shape:6} {how}")
     return int(bool(broken or survivors))
 
 
@@ -61,6 +61,10 @@ def report(parts: list[Sweep], wall: float) -> int:
     hours, cpu = sum(part.hours for part in parts), sum(part.cpu for part in parts)
     broken = [outcome for part in parts for outcome in part.violations]
     say(f"{sum(part.seeds for part in parts)} seeds, {hours:.1f} simulated hours, {cpu:.0f} CPU s, {wall:.0f} s")
+    shapes: Counter[str] = Counter()
+    for part in parts:
+        shapes.update(part.shapes)
+    say("worlds: " + ", ".join(f"{number} {shape}" for shape, number in shapes.most_common()))
     say(f"simulated hours per CPU second: {hours / cpu:.3f}")
     for title, numbers in (("faults", faults), ("what happened", counts)):
         say(f"\n{title}")

@@ -40,6 +40,10 @@ INJECTED = (
     "store outages",
     "clock steps of nodes",
     "clock steps of the store",
+    "shards down for long",
+    "broker outages",
+    "hosts cut off from one shard",
+    "leaders held up in mid-write",
     "all schedulers killed at once",
     "all workers killed at once",
     "all servicers killed at once",
@@ -48,6 +52,7 @@ INJECTED = (
     "messages doubled",
     "messages late",
     "messages cut off",
+    "messages lost with the broker",
     "store calls refused",
     "store calls late",
     "store outcomes unknown, done",
@@ -62,6 +67,7 @@ class Sweep(msgspec.Struct):
     seeds: int
     hours: float
     cpu: float
+    shapes: dict[str, int]
     counts: dict[str, int]
     faults: dict[str, int]
     violations: list[Outcome]
@@ -83,15 +89,17 @@ def sweep(seeds: Iterable[int]) -> Sweep:
     begun = time.process_time()
     counts: Counter[str] = Counter()
     faults: Counter[str] = Counter()
+    shapes: Counter[str] = Counter()
     violations = []
     micros = number = 0
     for seed in seeds:
         outcome = simulate(seed)
         number += 1
         micros += outcome.micros
+        shapes[outcome.shape] += 1
         counts.update(outcome.counts)
         faults.update(outcome.faults)
         if outcome.violation is not None:
             violations.append(outcome)
     spent = time.process_time() - begun
-    return Sweep(number, micros / 3.6e9, spent, dict(counts), dict(faults), violations)
+    return Sweep(number, micros / 3.6e9, spent, dict(shapes), dict(counts), dict(faults), violations)
