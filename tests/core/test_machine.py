@@ -331,11 +331,18 @@ def test_a_run_that_was_only_handed_out_is_doubted_for_long() -> None:
 
 
 def test_a_lost_worker_that_never_began_costs_nothing() -> None:
-    """Its lease ended before the run was due: no crash is counted, even at most once."""
+    """Its lease ended before the run was due: no crash is counted."""
     staged = run(RunState.DISPATCHED, due_at=NOW + SECOND)
     lost = WorkerLost(attempt=1, worker=W1, lease_until=NOW)
-    after = became(step(staged, job(delivery="at_most_once"), lost, NOW + SECOND))
+    after = became(step(staged, job(), lost, NOW + SECOND))
     assert (after.state, after.crashes) == (RunState.WAITING, 0)
+
+
+def test_at_most_once_believes_no_lease() -> None:
+    """A lease moves with the shard's clock and the due time does not: after a step back it may only seem so."""
+    staged = run(RunState.DISPATCHED, due_at=NOW + SECOND)
+    lost = WorkerLost(attempt=1, worker=W1, lease_until=NOW)
+    assert became(step(staged, job(delivery="at_most_once"), lost, NOW + SECOND)).state == RunState.LOST
 
 
 def test_at_most_once_is_lost_with_its_worker() -> None:

@@ -427,11 +427,15 @@ def _crashes(run: Run) -> int:
 
 
 def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
-    """The worker vanished. What certainly never began costs nothing; the rest is a crash, or lost at most once."""
+    """The worker vanished. What seems never to have begun costs nothing; the rest is a crash, or lost at most once."""
     clear = run.dispatched_at is None or run.dispatched_at <= now  # else the clock was set back: nothing compares
-    # Not delivered: a message may still be on its way, or a start untold. Harmless, unless it must not happen twice.
-    unused = clear and event.lease_until <= run.due_at if event.delivered else job.delivery == "at_least_once"
-    never_began = run.state == RunState.DISPATCHED and unused
+    # A start may be untold, a message still on its way, and a lease moves with the clock while `due_at` does not: which
+    # is harmless, unless it must not happen twice.
+    never_began = (
+        run.state == RunState.DISPATCHED
+        and job.delivery == "at_least_once"
+        and (not event.delivered or (clear and event.lease_until <= run.due_at))
+    )
     if run.cancel or job.state == "deleted":
         why = run.cancel or "job deleted"
         return _end(run, job, replace(run, state=RunState.CANCELLED, reason=why, finished_at=now), now)
