@@ -18,6 +18,7 @@ from simulation.loop import SECOND
 if TYPE_CHECKING:
     from simulation.world import World
 
+SPOILT: Final = 0.1
 SCHEDULES: Final = ("every 10s", "every 15s", "every 1m", "after 8s", "after 20s", "in 10s", "in 1m", "now")
 
 
@@ -126,10 +127,22 @@ class Client:
         active = [key for key, known in hot.items() if known.run.state != RunState.WAITING]
         choice: list[RunKey] = active if active and self._dice.random() < 0.8 else list(hot)
         if choice:
-            key = self._dice.choice(choice)
-            answer = await self._ask(lambda servicer: servicer.cancel_run(run_id(*key)))
-            if answer is not None:
-                self._referee.cancel_acknowledged(key)
+            await self._cancel_run(self._dice.choice(choice))
+
+    async def _cancel_run(self, key: RunKey) -> None:
+        answer = await self._ask(lambda servicer: servicer.cancel_run(run_id(*key)))
+        if answer is not None:
+            self._referee.cancel_acknowledged(key)
+
+
+class Spoiler(Client):
+    """Cancels some runs at the very moment at which their code is over, so that the two meet in the store."""
+
+    def over(self, key: RunKey) -> None:
+        """The code of an attempt has just ended."""
+        if not self._world.calm and self._dice.random() < SPOILT:
+            self._world.faults["cancelled while it was being told of"] += 1
+            self._world.loop.start(None, self._cancel_run(key))
 
 
 async def _serve(work: Coroutine[Any, Any, Any], answer: asyncio.Future[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from duly.core.errors import DulyError, NotFound, TimedOut, Unavailable
@@ -108,12 +108,12 @@ class SimStore:
     def shard_of(self, job_id: JobId) -> str:
         return self._shard
 
-    def __getattr__(self, verb: str) -> Callable[..., asyncio.Future[Any]]:
+    def __getattr__(self, verb: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         if verb.startswith("_"):
             raise AttributeError(verb)
 
-        def called(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-            return self._network.call(self._shard, self._life, self._clock, verb, args, kwargs)
+        async def called(*args: Any, **kwargs: Any) -> Any:
+            return await self._network.call(self._shard, self._life, self._clock, verb, args, kwargs)
 
         setattr(self, verb, called)
         return called

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from duly.core.model import Failure
+from duly.core.model import Failure, RunKey
 from duly.tasks.attempt import Held, Sink
 from simulation.loop import SECOND, Life, NodeClock, VirtualLoop
 from simulation.referee import Referee
@@ -40,6 +40,7 @@ class Script:
         referee: Referee,
         tempers: Callable[[], Tempers],
         kill: Callable[[Life], None],
+        over: Callable[[RunKey], None],
         seed: str,
     ) -> None:
         self.sink: Sink | None = None
@@ -50,6 +51,7 @@ class Script:
         self._referee = referee
         self._tempers = tempers
         self._kill = kill
+        self._over = over
         self._seed = seed
         self._tasks: dict[Held, asyncio.Task[None]] = {}
         self._staged: dict[Held, tuple[int, int]] = {}
@@ -89,6 +91,7 @@ class Script:
             return
         now = self._clock.monotonic()
         self._forget(held)
+        self._over(held.key)
         if fate >= 0 and (fate := fate - tempers.fail) < 0:
             self._referee.finished(held.run, None)
             failure = Failure(kind="exception", message="as the seed says")

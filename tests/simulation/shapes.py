@@ -54,6 +54,16 @@ SHAPES: Final = {
         least=0.5,
         straggle=(3, 5),
     ),
+    # Workers are cut off for longer than their leases while tasks are slow, leaders are held up in the middle of a
+    # write for longer than their terms, and stores are late: what was decided in time is carried out too late.
+    "cut": Shape(
+        workers=(2, 2),
+        clients=4,
+        drawn=("cut", "freeze", "slow", "slow store", "fail", "store down", "kill", "hold up a leader"),
+        always=frozenset({"cut", "slow", "slow store", "hold up a leader"}),
+        rates={"slow store": 0.1, "slow": 1.0},
+        least=0.5,
+    ),
     # The ring in play: shards fail one by one, with clocks, terms and leases of their own, and share all else.
     "ring": Shape(
         shards=3,
@@ -65,7 +75,7 @@ SHAPES: Final = {
         drawn=(*FAULTS, *OF_THE_RING),
     ),
 }
-WEIGHTS: Final = {"small": 6, "echo": 2, "ring": 2}
+WEIGHTS: Final = {"small": 5, "echo": 1.5, "cut": 1.5, "ring": 2}
 
 
 def shape_of(seed: int) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from duly.adapters.guarded_store import GuardedStore
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core.errors import DulyError
@@ -34,7 +35,7 @@ from duly.roles.servicer import Servicer
 from duly.roles.worker import Worker, WorkerSettings
 from duly.tasks.registry import FunctionRegistry
 from duly.telemetry import Telemetry
-from simulation.clients import Client
+from simulation.clients import Client, Spoiler
 from simulation.loop import SECOND, Life, NodeClock, VirtualLoop
 from simulation.network import Network, at_once
 from simulation.ports import SimBlobs, SimBroker, SimStore
@@ -109,6 +110,7 @@ class World:
         if self.dice.random() < 0.5:
             self.hosts.append(Host("keeper0", "keeper"))
         self.storm = Storm(self)
+        self.spoiler = Spoiler(self, "spoiler", SECOND)
         self.client_gap = self.dice.choice(self.shape.client_gap) * SECOND
 
     def random(self, part: str) -> Random:
@@ -142,7 +144,10 @@ class World:
     def _store(self, life: Life, clock: NodeClock) -> Store:
         """The shards as a process sees them."""
         stores: dict[str, Any] = {shard: SimStore(shard, self.network, life, clock) for shard in self.shards}
-        return stores[self.shards[0]] if len(stores) == 1 else ShardedStore(stores, self.slots)
+        if len(stores) == 1:
+            return stores[self.shards[0]]
+        guarded = {shard: GuardedStore(store, clock=clock) for shard, store in stores.items()}
+        return ShardedStore(guarded, self.slots, clock=clock)
 
     def _roles(self, host: Host, life: Life, clock: NodeClock) -> tuple[Any, ...]:
         store = self._store(life, clock)
@@ -185,6 +190,7 @@ class World:
             referee=self.referee,
             tempers=lambda: self.tempers,
             kill=self._worker_killed,
+            over=self.spoiler.over,
             seed=self.seed,
         )
         worker = Worker(
