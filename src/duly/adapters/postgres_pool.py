@@ -89,6 +89,7 @@ class Pool:
                 try:
                     return await connection.fetch(sql, *args(), timeout=within)
                 except Exception as problem:
+                    _drop_if_stuck(connection, problem)
                     raise translated(problem, unsure=writes) from problem
 
         return await _again_after_deadlock(call)
@@ -102,6 +103,7 @@ class Pool:
                     await connection.execute(begin)
                     result = await work(connection)
                 except BaseException as problem:
+                    _drop_if_stuck(connection, problem)
                     await _roll_back(connection)
                     if isinstance(problem, Exception):
                         raise translated(problem, unsure=False) from problem
@@ -109,6 +111,7 @@ class Pool:
                 try:
                     await connection.execute("commit")
                 except Exception as problem:
+                    _drop_if_stuck(connection, problem)
                     raise translated(problem, unsure=True) from problem
                 return result
 
@@ -191,6 +194,12 @@ async def _within(seconds: float, wait: Awaitable[object]) -> None:
         raise Overloaded("the store had no connection free in time") from None
 
 
+def _drop_if_stuck(connection: asyncpg.Connection, problem: BaseException) -> None:
+    """A connection that was cut while a statement was cancelled may still count as busy: nobody shall get it again."""
+    if isinstance(problem, asyncpg.InternalClientError):
+        connection.terminate()
+
+
 async def _roll_back(connection: asyncpg.Connection) -> None:
     if not connection.is_closed() and connection.is_in_transaction():
         with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -214,7 +223,7 @@ def translated(problem: Exception, *, unsure: bool) -> Exception:
     """An error of the driver's as one of ours; what is neither stays as it is. `unsure`: it may have been committed."""
     if isinstance(problem, asyncpg.PostgresError):
         return _of_server(problem, getattr(problem, "sqlstate", None) or "", unsure=unsure)
-    if isinstance(problem, (OSError, TimeoutError, asyncpg.InterfaceError, EOFError)):
+    if isinstance(problem, (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, EOFError)):
         what = str(problem) or type(problem).__name__
         if unsure:
             return OutcomeUnknown(f"the connection to PostgreSQL was lost, or gave no answer in time: {what}")
