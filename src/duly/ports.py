@@ -204,6 +204,10 @@ class Store(Protocol):
         """
         ...
 
+    async def fleet(self, shard: str) -> list[Worker]:
+        """The rows that workers' beats have written, lost workers' too, until `prune` forgets them."""
+        ...
+
     async def expired(self, shard: str, limit: int) -> list[tuple[Run, Job, Worker | None]]:
         """Active runs whose worker's lease has ended or who is unknown, and marks those workers `lost`."""
         ...

@@ -56,12 +56,17 @@ def test_a_wrong_secret_and_an_unknown_key_take_the_same_path(monkeypatch: pytes
 
 
 def test_scopes_are_a_ladder() -> None:
-    """Each scope holds those below it."""
-    for scope in Scope:
+    """Each scope holds those below it; a worker's stands apart, and only an admin has it too."""
+    ladder = [scope for scope in Scope if scope is not Scope.WORKER]
+    for scope in ladder:
         caller = Principal("k", scope, None)
-        assert [needed for needed in Scope if caller.allows(needed)] == [each for each in Scope if each <= scope]
+        assert [needed for needed in ladder if caller.allows(needed)] == [each for each in ladder if each <= scope]
+        assert caller.allows(Scope.WORKER) == (scope is Scope.ADMIN)
         assert Scope.named(scope.word) is scope
-    with pytest.raises(InvalidInput, match="none of read, submit, operate, admin"):
+    assert [needed for needed in Scope if Principal("k", Scope.WORKER, None).allows(needed)] == [Scope.WORKER]
+    with pytest.raises(InvalidInput, match="all namespaces"):
+        mint(scope=Scope.WORKER)
+    with pytest.raises(InvalidInput, match="none of worker, read, submit, operate, admin"):
         Scope.named("root")
 
 

@@ -1,7 +1,7 @@
 """A Store made of Stores: each job's shard by the ring, pages merged from all of them.
 
     by job id        create  get  change  load  apply (without a fence)      to the shard of each, at the same time
-    by shard name    now  due  active  beat  expired  hold  slots  apply (fenced)   to that one
+    by shard name    now  due  active  beat  fleet  expired  hold  slots  apply (fenced)   to that one
     from all         page_jobs  page_runs  stats                             those that answer
                      prune  referred  migrate  close                         every one
 
@@ -217,6 +217,9 @@ class ShardedStore:
 
     async def beat(self, shard: str, worker: Worker, ttl: int) -> Worker:
         return await self._on(shard).beat(shard, worker, ttl)
+
+    async def fleet(self, shard: str) -> list[Worker]:
+        return await self._on(shard).fleet(shard)
 
     async def expired(self, shard: str, limit: int) -> list[tuple[Run, Job, Worker | None]]:
         return await self._on(shard).expired(shard, limit)

@@ -302,6 +302,10 @@ class SqliteStore:
 
         return await self._write(work)
 
+    async def fleet(self, shard: str) -> list[Worker]:
+        self._here(shard)
+        return await self._read(lambda db: [to_worker(doc) for (doc,) in db.execute(SQL["workers"])])
+
     async def expired(self, shard: str, limit: int) -> list[tuple[Run, Job, Worker | None]]:
         self._here(shard)
         # Nearly always there is none: that is found out without the writer.

@@ -23,11 +23,15 @@ Directory = Annotated[Path | None, Parameter(name="--dir", help="Directory of th
 def create_token(
     *,
     scope: Annotated[
-        Literal["read", "submit", "operate", "admin"], Parameter(help="Each includes those before it.")
+        Literal["read", "submit", "operate", "admin", "worker"],
+        Parameter(help="Each includes those before it; worker is for workers, and for nothing else."),
     ] = "submit",
     namespace: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="Namespaces it is good for, `*` for all; repeatable.")
-    ] = ("default",),
+        tuple[str, ...],
+        Parameter(
+            negative=(), help="Namespaces it is good for, `*` for all; repeatable. `default`, or all for a worker."
+        ),
+    ] = (),
     expires: Annotated[str | None, Parameter(help="After this time it ends, as 30d; never by default.")] = None,
     note: Annotated[str, Parameter(help="What it is for.")] = "",
     dir_: Directory = None,
@@ -43,7 +47,7 @@ def create_token(
         _file(dir_),
         entropy=secrets.token_bytes(KEY_ID_BYTES + SECRET_BYTES),
         scope=Scope.named(scope),
-        namespaces=namespace,
+        namespaces=namespace or (("*",) if scope == "worker" else ("default",)),
         now=now,
         expires_at=None if expires is None else now + parse_duration(expires),
         note=note,

@@ -6,7 +6,8 @@ servicer  ── Cancel ───────▶ worker      "worker.<id>"
 worker    ── Beat ─────────▶ scheduler   "beat"            answered with BeatAnswer
 worker    ── Report ───────▶ servicer    "report"          answered with ReportAnswer
 servicer  ── ReadLog ──────▶ worker      "log.<id>"        answered with LogChunk
-any       ── Notice ───────▶ servicers   "notice"          progress and events for people
+any       ── Notice ───────▶ servicers   "notice"          progress for people
+servicer  ── News ─────────▶ servicers   "notice"          what was written, for those who watch elsewhere
 """
 
 from __future__ import annotations
@@ -113,12 +114,18 @@ class Beat(Message, frozen=True, kw_only=True):
 
 
 class BeatAnswer(Message, frozen=True, kw_only=True):
-    """The lease by the shard's clock, the shard's clock, and attempts that the store has given to another."""
+    """The lease by the shard's clock, the shard's clock, and attempts that the store has given to another.
+
+    A servicer that answers in place of a broker adds what else a worker would have been told: `out`, attempts that the
+    store has at it and its beat did not hold, at most MAX_ASSIGN; and `cancelled`, those whose end was asked for, why.
+    """
 
     shard: str
     now: int
     lease_until: int
     stale: tuple[tuple[RunKey, int], ...] = ()
+    out: tuple[Assignment, ...] = ()
+    cancelled: tuple[tuple[RunKey, int, str], ...] = ()
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True, gc=False):
@@ -232,4 +239,19 @@ class Notice(Message, frozen=True, kw_only=True):
     data: dict[str, msgspec.Raw] = {}
 
 
-AnyMessage = Hint | Ended | Assign | Cancel | Beat | BeatAnswer | Report | ReportAnswer | ReadLog | LogChunk | Notice
+class News(Message, frozen=True, kw_only=True):
+    """What a servicer has just written, for those who watch through another one, which reads it from the store.
+
+    `origin` is the servicer's own mark, so that it does not hear itself; `at` by the shard's clock.
+    """
+
+    origin: str
+    kind: str  # as in Notice
+    at: int
+    runs: tuple[RunKey, ...] = ()
+    jobs: tuple[JobId, ...] = ()
+
+
+AnyMessage = (
+    Hint | Ended | Assign | Cancel | Beat | BeatAnswer | Report | ReportAnswer | ReadLog | LogChunk | Notice | News
+)

@@ -300,6 +300,7 @@ class Worker(Frozen, frozen=True, kw_only=True):
     beat_at: int = 0
     lease_until: int = 0
     state: Literal["ready", "draining", "lost"] = "ready"
+    capacity: dict[Lane, int] = {}  # attempts of each lane that it would hold for this shard in all
 
 
 class Term(Frozen, frozen=True, kw_only=True):

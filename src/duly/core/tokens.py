@@ -3,8 +3,9 @@
     duly_<key id>_<secret>       key id: 12, secret: 64 hexadecimal digits (32 random bytes)
 
 The secret is shown once, when the token is made; only the SHA-256 of the whole text is kept. Scopes are steps of
-one ladder: read < submit < operate < admin, each with all that lies below it. A token holds for the namespaces
-it names, or for all with `*`.
+one ladder: read < submit < operate < admin, each with all that lies below it; and, beside it, worker: what a worker
+says of itself and its attempts, and nothing else. A token holds for the namespaces it names, or for all with `*`;
+a worker's is for all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ KEY_ID_BYTES: Final = 6
 SECRET_BYTES: Final = 32
 ALL_NAMESPACES: Final = "*"
 
-ScopeName = Literal["read", "submit", "operate", "admin"]
+ScopeName = Literal["worker", "read", "submit", "operate", "admin"]
 
 _TOKEN = re.compile(r"duly_([0-9a-f]{12})_[0-9a-f]{64}", re.ASCII)
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)
@@ -31,8 +32,9 @@ _NO_HASH: Final = "0" * 64
 
 
 class Scope(enum.IntEnum):
-    """What a caller may do. A higher scope holds all lower ones."""
+    """What a caller may do. A higher scope holds all lower ones, except WORKER, which stands apart (see `allows`)."""
 
+    WORKER = 0  # beat and report as a worker; no step of the ladder
     READ = 1  # look at jobs, runs, files, workers
     SUBMIT = 2  # create jobs, trigger them, upload files
     OPERATE = 3  # change, pause, delete jobs; cancel and retry runs
@@ -45,11 +47,11 @@ class Scope(enum.IntEnum):
 
     @classmethod
     def named(cls, word: str) -> Scope:
-        """The scope of a name. Raises InvalidInput with the four that exist."""
+        """The scope of a name. Raises InvalidInput with those that exist."""
         try:
             return cls[word.upper()]
         except KeyError:
-            raise InvalidInput.at("/scope", f"{word[:40]!r} is none of read, submit, operate, admin") from None
+            raise InvalidInput.at("/scope", f"{word[:40]!r} is none of worker, read, submit, operate, admin") from None
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,7 +79,9 @@ class Principal(msgspec.Struct, frozen=True):
     namespaces: tuple[str, ...] | None
 
     def allows(self, needed: Scope) -> bool:
-        """True if the scope reaches that far."""
+        """True if the scope reaches that far. Workers' calls are for workers and admins; workers make no others."""
+        if needed is Scope.WORKER:
+            return self.scope in (Scope.WORKER, Scope.ADMIN)
         return self.scope >= needed
 
     def reaches(self, namespace: str) -> bool:
@@ -103,6 +107,8 @@ def mint_token(
     """
     if not namespaces:
         raise InvalidInput.at("/namespaces", 'name at least one namespace, or "*" for all')
+    if scope is Scope.WORKER and ALL_NAMESPACES not in namespaces:
+        raise InvalidInput.at("/namespaces", 'a worker serves all namespaces: "*"')
     for index, namespace in enumerate(namespaces):
         if namespace != ALL_NAMESPACES:
             check_namespace(namespace, pointer=f"/namespaces/{index}")

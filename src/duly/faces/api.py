@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
-from duly.faces.http import batches, files, fleet, jobs, openapi, page, runs, schedules, system
+from duly.faces.http import batches, files, fleet, jobs, openapi, page, runs, schedules, system, workers
 from duly.faces.http.access import Access, Doors, bind_problem, hosts_for
 from duly.faces.http.gate import Gate
 from duly.faces.http.operation import Operation, OperationTable
@@ -50,6 +50,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *runs.OPERATIONS,
     *files.OPERATIONS,
     *fleet.OPERATIONS,
+    *workers.OPERATIONS,
     *system.operations(openapi_document, _docs_page),
 )
 

@@ -3,6 +3,7 @@
     jobs.py     create, change, pause, delete, trigger, bulk        reports.py   what workers tell
     runs.py     read, wait, cancel, retry, explain, logs, outputs   events.py    what those who watch see
     fleet.py    previews, counts, workers, shards                   desk.py      what all of them share
+    worker_desk.py  workers that no broker reaches
 
 Faces call these methods and nothing else. Ids and namespaces are checked here; a job of another namespace does
 not exist for the caller.
@@ -14,12 +15,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from duly.core.instants import SECOND
 from duly.core.messages import NOTICES, AnyMessage, Notice
 from duly.ports import Blobs, Broker, Clock, Store, Subscription
 from duly.roles.fleet import FleetDesk
 from duly.roles.jobs import JobDesk
 from duly.roles.outputs import OutputReader
 from duly.roles.reports import ReportDesk
+from duly.roles.worker_desk import WorkerDesk
 from duly.telemetry import Telemetry
 
 
@@ -38,12 +41,15 @@ class Servicer(JobDesk, FleetDesk):
         dice: Callable[[], float],
         telemetry: Telemetry,
         max_blob_bytes: int = 1 << 30,
+        lease: int = 5 * SECOND,
     ) -> None:
+        """`lease`: how long a beat over HTTP keeps a worker alive, as long as the schedulers' own does."""
         super().__init__(store=store, broker=broker, blobs=blobs, clock=clock, entropy=entropy, telemetry=telemetry)
         self.name = name
         self.max_blob_bytes = max_blob_bytes
         self.outputs = OutputReader(broker=broker, blobs=blobs)
         self.reports = ReportDesk(store=store, broker=broker, events=self.event_log, telemetry=telemetry, dice=dice)
+        self.worker_calls = WorkerDesk(store=store, clock=clock, reports=self.reports, lease=lease)
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:

@@ -53,6 +53,10 @@ CONFIG: dict[str, Any] = {
             "include-operation-id": ["createJob", "bulkJobs", "previewSchedule", "putBlob"],
             "checks": {"positive_data_acceptance": {"expected-statuses": [*POSITIVE, "422"]}},
         },
+        {  # workers' protocol: whose id the path has, which shards there are, what a number may be
+            "include-operation-id": ["beatWorker", "reportWorker"],
+            "checks": {"positive_data_acceptance": {"expected-statuses": [*POSITIVE, "422"]}},
+        },
         {  # some of its cases send a tag without quotes, against the pattern of the document
             "include-operation-id": ["updateJobById", "deleteJobById", "getJobById", "streamEvents"],
             "checks": {

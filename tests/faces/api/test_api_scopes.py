@@ -16,11 +16,13 @@ JOB = "019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
 IDS = {
     "{job_id}": JOB,
     "{run_id}": f"{JOB}@20261201T010000.000000Z",
+    "{worker_id}": "w-1",
     "{digest}": f"sha256:{'0' * 64}",
     "{path:path}": "a/b.txt",
 }
 # The one list of who may do what, apart from the code: a change of scope has to be made twice.
 EXPECTED = {
+    "worker": {"beatWorker", "reportWorker"},
     "everyone": {"healthz", "readyz", "openapi", "docs"},
     "read": {
         "listJobs", "getJobById", "getRunningJobs", "listRuns", "listJobRuns", "getRun", "listOutput", "getOutput",
@@ -62,7 +64,9 @@ def test_every_operation_is_in_the_list_of_scopes() -> None:
     assert found == EXPECTED
 
 
-@pytest.mark.parametrize("role", ["none", "wrong", "expired", "revoked", "read", "submit", "operate", "admin"])
+@pytest.mark.parametrize(
+    "role", ["none", "wrong", "expired", "revoked", "worker", "read", "submit", "operate", "admin"]
+)
 async def test_every_route_with_every_role(api: Api, role: str) -> None:
     """401 without a valid token, 403 below the scope, something else above it; open routes are open to all."""
     api.stop.set()  # so that the event stream ends at once
@@ -87,7 +91,7 @@ async def test_every_route_with_every_role(api: Api, role: str) -> None:
             assert status in (200, 503), operation.id
         elif held is None:
             assert status == 401, operation.id
-        elif held < needed:
+        elif held < needed or (needed is Scope.WORKER and held not in (Scope.WORKER, Scope.ADMIN)):
             assert status == 403, operation.id
         else:
             assert status in (200, 202, 204, 404, 415, 422, 201), operation.id

@@ -10,7 +10,9 @@ import msgspec
 
 from duly.core import contract
 from duly.core.contract import BatchSpec, JobSpec, JobView, Problem
+from duly.core.messages import Beat
 from duly.core.tokens import Scope
+from duly.core.worker_wire import WorkerBeat
 from duly.faces.http.operation import Operation, Returns, Schema
 from duly.faces.http.query import Query
 from duly.version import __version__
@@ -70,6 +72,7 @@ _ALWAYS: Final = frozenset({"ETag", "Location", "Content-Disposition", "Accept-R
 _PATHS: Final[Mapping[str, tuple[str, str]]] = {
     "job_id": ("A job's id", "019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b"),
     "run_id": ("A run's id", "019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b@20261201T010000.000000Z"),
+    "worker_id": ("A worker's id", "w-3f2a11bc"),
     "digest": ("A file's digest", f"sha256:{'0' * 64}"),
     "path": ("The file's path; slashes may stand as they are", "report.pdf"),
 }
@@ -142,6 +145,10 @@ def _amend(components: dict[str, Schema]) -> None:
     schedule["format"] = "duly-schedule"
     schedule["description"] = "now, in 5m, an RFC 3339 time, every 15m, after 15m, 0 2 * * *, @daily, RRULE:…"
     schedule["examples"] = ["every 15m", "0 2 * * *", "2026-12-01T09:00:00Z"]
+    components[WorkerBeat.__name__]["examples"] = [
+        {"shard": "s0", "beat": {"worker": {"id": _PATHS["worker_id"][1], "slots": 4}, "capacity": {"process": 4}}}
+    ]
+    components[Beat.__name__]["required"].remove("type")  # it can be nothing else there
     components["JobPatch"] = _patch_of(components[JobSpec.__name__])
     components[JobView.__name__]["properties"]["id"]["examples"] = [_PATHS["job_id"][1]]
 
