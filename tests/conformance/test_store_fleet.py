@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from conformance.harness import Harness
 from conformance.samples import T0, W1, W2, dispatch, ended, job, missed, retry, run, start, succeed, worker
@@ -60,6 +61,23 @@ async def test_beat_of_a_lost_worker_stays_lost(harness: Harness) -> None:
     back = await harness.store.beat(harness.shard(), worker(W1), 500)
     assert (back.state, back.lease_until) == ("lost", T0 + 500)
     assert (await harness.store.beat(harness.shard(), worker(W2), 500)).state == "ready"
+
+
+# -- fleet --------------------------------------------------------------------------------------------------
+
+
+async def test_fleet_is_what_beats_have_written(harness: Harness) -> None:
+    """Every row whole, lost workers' too."""
+    shard = harness.shard()
+    assert await harness.store.fleet(shard) == []
+    first = await harness.store.beat(shard, worker(W1, capacity={"process": 4, "async": 7}, labels={"a": "b"}), 500)
+    await given(harness, run("a"))
+    await harness.store.apply([dispatch(run("a"))])
+    await harness.passes(600)
+    second = await harness.store.beat(shard, worker(W2), 500)
+    await harness.store.expired(shard, 10)
+    found = {row.id: row for row in await harness.store.fleet(shard)}
+    assert found == {W1: replace(first, state="lost"), W2: second}
 
 
 # -- expired ------------------------------------------------------------------------------------------------

@@ -192,6 +192,9 @@ class GuardedStore:
     async def beat(self, shard: str, worker: Worker, ttl: int) -> Worker:
         return await self._write(self._store.beat(shard, worker, ttl), self._limits.point)
 
+    async def fleet(self, shard: str) -> list[Worker]:
+        return await self._read(self._store.fleet(shard), self._limits.point)
+
     async def expired(self, shard: str, limit: int) -> list[tuple[Run, Job, Worker | None]]:
         return await self._write(self._store.expired(shard, limit), self._limits.scan)
 

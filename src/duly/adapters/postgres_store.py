@@ -250,6 +250,10 @@ class PostgresStore:
         shift = self._clock.shift
         return replace(to_worker(doc), lease_until=lease_until + shift, beat_at=beat_at + shift, state=state)
 
+    async def fleet(self, shard: str) -> list[Worker]:
+        pool = await self._ready(shard)
+        return [_worker(*row) for row in await pool.read(SQL["workers"])]
+
     async def expired(self, shard: str, limit: int) -> list[tuple[Run, Job, Worker | None]]:
         await self._ready(shard)
         # Nearly always there is none: that is found out without writing.
@@ -280,10 +284,7 @@ class PostgresStore:
         async def work(db: asyncpg.Connection) -> ShardStats:
             counts: dict[int, int] = {row[0]: row[1] for row in await db.fetch(SQL["tallies"])}
             terms = await db.fetch(SQL["term"])
-            workers = [
-                replace(to_worker(doc), lease_until=lease_until, beat_at=beat_at, state=state)
-                for lease_until, beat_at, state, doc in await db.fetch(SQL["workers"])
-            ]
+            workers = [_worker(*row) for row in await db.fetch(SQL["workers"])]
             return ShardStats(
                 shard=self._shard,
                 jobs=counts.get(JOBS, 0),
@@ -348,3 +349,7 @@ def _in_order(rows: Sequence[Row], count: int, make: Callable[..., T]) -> list[T
     for at, *columns in rows:
         found[at - 1] = make(*columns)
     return found
+
+
+def _worker(lease_until: int, beat_at: int, state: Any, doc: str) -> Worker:
+    return replace(to_worker(doc), lease_until=lease_until, beat_at=beat_at, state=state)

@@ -9,21 +9,22 @@ then finds it no longer held.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Any, Final
 
 import msgspec
 
 from duly.core.instants import SECOND, format_duration
-from duly.core.messages import Assign, Failed, Notice, Released, Started, Stopped, Succeeded
-from duly.core.model import NULL, Failure, FunctionTask, Lane, LateCause, Output, RunKey, WorkerId, lane
+from duly.core.messages import Assign, Assignment, Failed, Notice, Released, Started, Stopped, Succeeded
+from duly.core.model import NULL, Failure, FunctionTask, Lane, LateCause, Output, RunKey, RunState, WorkerId, lane
 from duly.ports import Clock
 from duly.roles.offset import Offset
 from duly.roles.reporter import Begun, Reporter
 from duly.tasks.attempt import Ending, Held, Runner
 
 ISOLATION: Final = "process"
+DROPPED: Final = 10_000  # of a shard that are remembered
 HELD_BACK: Final = 10_000  # µs past due from which a late start was for want of a slot
 
 
@@ -40,6 +41,9 @@ class Shard:
         self.seen = 0  # number of the last Assign
         self.recent: dict[tuple[int, int], None] = {}  # (fence, number) of Assigns taken, to ignore doubles
         self.held: dict[Lane, int] = {"process": 0, "async": 0}
+        self.listings = 0  # lists of attempts that came in answers to beats
+        self.watching: list[set[tuple[RunKey, int]]] = []  # each takes the attempts that end from now on
+        self.dropped: dict[tuple[RunKey, int], bool] = {}  # attempts ended without a word → whether they had begun
 
     def is_double(self, message: Assign) -> bool:
         """It was taken before. Notes it, if not."""
@@ -140,16 +144,52 @@ class Attempts:
 
     def end_quietly(self, held: Held) -> None:
         """Kill it and say nothing: the store has given it to another, or may."""
-        self._drop(held)
+        if self._drop(held):
+            dropped = self.shards[held.shard].dropped
+            dropped[held.key, held.attempt] = bool(held.started)
+            if len(dropped) > DROPPED:
+                del dropped[next(iter(dropped))]
         held.ending = "quiet"
         runner_of(held).stop(held)
+
+    def listed(
+        self, shard: Shard, out: Sequence[Assignment], ended: Container[tuple[RunKey, int]]
+    ) -> tuple[Assignment, ...]:
+        """Of the attempts that the store has at this worker, and that a beat did not hold, those that are news here.
+
+        `ended` are those that have ended since that beat was made: they came and went while it was under way. One that
+        had begun here, or was dropped without a word, is not begun a second time but handed back: the store has not
+        heard of its end from anybody.
+        """
+        fresh: list[Assignment] = []
+        for assignment in out:
+            run = assignment.run
+            pair = (run.key, run.attempt)
+            if run.worker != shard.id or pair in ended or self.get(*pair) is not None:
+                continue
+            begun = shard.dropped.get(pair)
+            if begun is None and run.state == RunState.DISPATCHED:
+                fresh.append(assignment)
+                continue
+            released = Released(
+                attempt=run.attempt,
+                worker=run.worker,
+                reason="dropped",
+                started=bool(begun) or run.state == RunState.RUNNING,
+            )
+            self.counts["given_back"] += 1
+            shard.reporter.add(run.key, released)
+        return tuple(fresh)
 
     def _drop(self, held: Held) -> bool:
         """It is no longer held; False if it was not, so that nobody is told of it."""
         if self._held.get(held.key) is not held:
             return False
         del self._held[held.key]
-        self.shards[held.shard].held[held.lane] -= 1
+        shard = self.shards[held.shard]
+        shard.held[held.lane] -= 1
+        for ended in shard.watching:
+            ended.add((held.key, held.attempt))
         if not self._held:
             self._empty.set()
         return True

@@ -40,6 +40,7 @@ from duly.core.messages import (
 from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
 from duly.ports import Broker, Clock, Store, Subscription
 from duly.roles.loop import Loop
+from duly.roles.quiet_fleet import QuietFleet
 from duly.telemetry import Telemetry
 
 log = logging.getLogger("duly.scheduler")
@@ -95,6 +96,7 @@ class Scheduler(Loop):
         self._dice = dice
         self._settings = settings or SchedulerSettings()
         self._agenda = Agenda()
+        self._quiet = QuietFleet(shard=shard, store=store, clock=clock, agenda=self._agenda)
         self._wake = asyncio.Event()
         self._trusted_until = 0
         self._next_renewal = 0
@@ -192,6 +194,7 @@ class Scheduler(Loop):
             self._telemetry.fence(self.shard, 0)
         self.term = None
         self._agenda.clear()
+        self._quiet.forget()
         self._missing.clear()
         self._cursor = None
 
@@ -225,6 +228,8 @@ class Scheduler(Loop):
             self._next_recovery = monotonic + self._settings.refill
             await self._recover(now)
             await self._forget_silent()
+            heard = {worker: told.at for worker, told in self._missing.items()}
+            await self._quiet.look(now, heard, self._committing)
         await self._decide_overlaps(now)
         while len(self._in_flight) < IN_FLIGHT:
             placements = self._agenda.pick(now, self._settings.lead, MAX_ASSIGN)

@@ -40,7 +40,7 @@ from duly.core.messages import (
     inbox,
     logs,
 )
-from duly.core.model import Failure, Lane, WorkerId
+from duly.core.model import Failure, Lane, RunKey, WorkerId
 from duly.core.model import Worker as WorkerRow
 from duly.ports import Blobs, Broker, Clock, Subscription
 from duly.roles.attempts import Attempts, Shard, runner_of
@@ -270,7 +270,10 @@ class Worker(Loop):
             functions=functions,
             clock_offset=shard.offset.value or 0,
             state="ready" if self.state == "started" else "draining",
+            capacity=capacity,
         )
+        ended: set[tuple[RunKey, int]] = set()  # while this beat is under way
+        shard.watching.append(ended)
         held = (*((held.key, held.attempt) for held in self.attempts.of(shard)), *shard.reporter.untold())
         sent = self._clock.monotonic()
         beat = Beat(worker=row, capacity=capacity, held=held, seen={shard.name: shard.seen}, sent=sent)
@@ -280,6 +283,8 @@ class Worker(Loop):
         except DulyError as error:
             log.debug("shard %s did not answer a beat: %s", shard.name, error)
             return False
+        finally:
+            shard.watching = [each for each in shard.watching if each is not ended]
         received = self._clock.monotonic()
         if not isinstance(answer, BeatAnswer):
             return False
@@ -292,7 +297,19 @@ class Worker(Loop):
             found = self.attempts.get(key, attempt)
             if found is not None:
                 self.attempts.end_quietly(found)
+        if answer.out:
+            self._listed(shard, answer, ended)
+        for key, attempt, reason in answer.cancelled:
+            self._cancelled(Cancel(key=key, attempt=attempt, reason=reason))
         return True
+
+    def _listed(self, shard: Shard, answer: BeatAnswer, ended: set[tuple[RunKey, int]]) -> None:
+        """No broker has told of these attempts; they count as an Assign of a scheduler whose fence is not known."""
+        fresh = self.attempts.listed(shard, answer.out, ended)
+        if fresh:
+            shard.listings += 1
+            message = Assign(shard=shard.name, fence=0, number=shard.listings, batch=fresh, now=answer.now)
+            self._assigned(message)
 
     async def _reborn(self, shard: Shard) -> None:
         """The shard calls this worker lost: what it runs there is another's now, and its id is spent."""
@@ -304,6 +321,7 @@ class Worker(Loop):
         shard.id = fresh
         shard.seen = 0
         shard.recent.clear()  # schedulers count from one again for an id that is new to them
+        shard.dropped.clear()
         shard.trusted_until = None  # the next beat comes soon, not at once: the shard may go on saying so
 
     async def _watch(self) -> None:
