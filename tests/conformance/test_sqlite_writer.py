@@ -15,9 +15,6 @@ from duly.adapters import sqlite_writer
 from duly.adapters.sqlite_writer import Transaction, Writer
 from duly.core.errors import Conflict, OutcomeUnknown, Overloaded, Unavailable
 
-TALLY = "insert into tally values (?, ?) on conflict(name) do update set n = n + excluded.n"
-
-
 Work = Callable[[Transaction], Any]
 
 
@@ -30,7 +27,7 @@ class Bench:
         self.db.execute("create table t(x integer primary key); create table tally(name text primary key, n integer)")
         self.commits = 0
         self.db.set_commit_hook(self._count)
-        self.writer = Writer(self.db, TALLY, inline=False, name="writer")
+        self.writer = Writer(self.db, inline=False, name="writer")
         self.gate = threading.Event()
         self.held = threading.Event()
 

@@ -20,7 +20,17 @@ ReferenceRow = tuple[str, str, int]
 _KINDS: Final = {FunctionTask: "function", CommandTask: "command", HttpTask: "http"}
 _STATES: Final = tuple(RunState)
 
+
+class DueRow(msgspec.Struct, array_like=True, gc=False):
+    """A waiting run, whose document is whole, and its job; the job's document is decoded only if it has to be."""
+
+    run: Run
+    version: int
+    job: msgspec.Raw
+
+
 encode = msgspec.json.Encoder().encode
+_decode_due = msgspec.json.Decoder(list[DueRow]).decode
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_run = msgspec.json.Decoder(Run).decode
 _decode_worker = msgspec.json.Decoder(Worker).decode
@@ -78,7 +88,12 @@ def worker_row(worker: Worker) -> tuple[str, int, int, str, bytes]:
     return (worker.id, worker.lease_until, worker.beat_at, worker.state, encode(worker))
 
 
-def to_job(doc: bytes | str) -> Job:
+def to_due(page: str) -> list[DueRow]:
+    """The rows of a page of `due`: one call decodes them all."""
+    return _decode_due(page)
+
+
+def to_job(doc: bytes | str | msgspec.Raw) -> Job:
     """A job from its document."""
     return _decode_job(doc)
 

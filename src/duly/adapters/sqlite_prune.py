@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from duly.adapters.rows import OF_JOB
-from duly.adapters.sqlite_changes import SQL, release
+from duly.adapters.sqlite_bulk import SQL
+from duly.adapters.sqlite_changes import release
 from duly.adapters.sqlite_writer import Transaction
 from duly.core.instants import DAY
 from duly.core.model import JobId

@@ -41,10 +41,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
+import msgspec
 from msgspec.structs import replace
 
-from duly.adapters import sqlite_changes, sqlite_leases, sqlite_pages, sqlite_prune
-from duly.adapters.rows import to_finished_run, to_job, to_run, to_worker, worker_row
+from duly.adapters import sqlite_apply, sqlite_changes, sqlite_leases, sqlite_pages, sqlite_prune
+from duly.adapters.rows import to_due, to_finished_run, to_job, to_run, to_worker, worker_row
 from duly.adapters.sql import statements
 from duly.adapters.sqlite_cache import Cache
 from duly.adapters.sqlite_file import MEMORY, FileLock, migrate, missing_steps, open_reader, open_writer
@@ -112,7 +113,7 @@ class SqliteStore:
             for _ in range(READERS):
                 self._readers.put(open_reader(self._path))
             self._pool = ThreadPoolExecutor(READERS, thread_name_prefix=f"duly-{self._shard}-read")
-        self._writer = Writer(self._db, SQL["add_to_tally"], inline=self._inline, name=f"duly-{self._shard}-write")
+        self._writer = Writer(self._db, inline=self._inline, name=f"duly-{self._shard}-write")
 
     def shard_of(self, job_id: JobId) -> str:
         """This one."""
@@ -228,7 +229,13 @@ class SqliteStore:
     ) -> list[tuple[Run, Job]]:
         self._here(shard)
         due, job_id, scheduled = after or (-(2**63), "", 0)
-        return await self._read(lambda db: self._pairs(db.execute(SQL["due"], (due, job_id, scheduled, until, limit))))
+
+        def work(db: apsw.Connection) -> list[tuple[Run, Job]]:
+            changes = self._cache.changes
+            page: list[Any] = db.execute(SQL["due"], (due, job_id, scheduled, until, limit)).fetchall()
+            return [(row.run, self._job(row.run.job_id, row.version, row.job, changes)) for row in to_due(page[0][0])]
+
+        return await self._read(work)
 
     async def active(self, shard: str, after: RunKey | None, limit: int) -> list[tuple[Run, Job]]:
         self._here(shard)
@@ -239,7 +246,7 @@ class SqliteStore:
         changes = self._cache.changes
         return [(to_run(*row[:6]), self._job(row[6], row[7], row[8], changes)) for row in rows]
 
-    def _job(self, job_id: JobId, version: int, doc: bytes, changes: int) -> Job:
+    def _job(self, job_id: JobId, version: int, doc: bytes | msgspec.Raw, changes: int) -> Job:
         """The job of a row: decoding it costs more than all the rest of the row."""
         job = self._cache.job(job_id)
         if job is None or job.version != version:
@@ -254,7 +261,7 @@ class SqliteStore:
         if not transitions:
             return []
         self._open_writer()
-        work = sqlite_changes.application(transitions, self._now(), fence)
+        work = sqlite_apply.application(transitions, self._now(), fence)
         return await self._write(
             work, rows=len(transitions), committed=lambda losers: self._cache.applied(transitions, losers)
         )

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from duly.adapters.sqlite_bulk import in_bulk
 from duly.core.errors import DulyError, OutcomeUnknown, Overloaded, StorageFull, Unavailable
 
 MAX_CALLS: Final = 512  # in one commit
@@ -73,11 +74,10 @@ class _Call:
 
 
 class Writer:
-    """The only connection that writes. `tally_sql` adds (name, n) to the tallies, in each batch's transaction."""
+    """The only connection that writes. What calls add to the tallies is written once, in each batch's transaction."""
 
-    def __init__(self, db: apsw.Connection, tally_sql: str, *, inline: bool, name: str) -> None:
+    def __init__(self, db: apsw.Connection, *, inline: bool, name: str) -> None:
         self._db = db
-        self._tally_sql = tally_sql
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._queued_rows = 0
         self._counting = threading.Lock()
@@ -172,8 +172,7 @@ class Writer:
                 except DulyError as refusal:
                     call.error = refusal
             counts = [(name, n) for name, n in transaction.tally.items() if n]
-            if counts:
-                db.executemany(self._tally_sql, counts)
+            in_bulk(db, "add_to_tally", counts)
             committing = True
             db.execute("commit")
         except Exception as problem:  # noqa: BLE001 - whatever a call raises is its caller's, not this thread's end

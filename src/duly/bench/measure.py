@@ -18,6 +18,7 @@ from typing import Literal
 import httpx2
 import msgspec
 
+from duly.bench.stages import Profile, profiled
 from duly.boot import Node
 from duly.core.contract import CommandSpec, FunctionSpec, JobSpec
 from duly.core.instants import MILLISECOND, SECOND, format_instant
@@ -198,6 +199,30 @@ async def throughput(node: Node, count: int, name: str = NOOP) -> list[Figure]:
         )
     )
     return figures
+
+
+async def stages(node: Node, count: int) -> tuple[list[Figure], Profile]:
+    """µs of CPU per job created and per run drained, by stage; and the profile of the draining."""
+    pids = children()
+    before = await ended_so_far(node)
+    at = node.clock.wall() + max(3 * SECOND, count * 60)
+    specs = [function(NOOP, format_instant(at), max_lateness="1h")] * count
+    with profiled(pids) as creating:
+        await create(node, specs)
+    await node.clock.sleep(max(0, at - node.clock.wall() - 600 * MILLISECOND))
+    with profiled(pids) as draining:
+        await ended(node, count, before)
+    found = [_cost("create: event loop", creating.loop, count, "per job")]
+    found += [_cost(f"create: {name}", spent, count, "per job") for name, spent in creating.threads.items()]
+    found += [_cost(name, spent, count) for name, spent in draining.stages().items()]
+    found.append(_cost("sum of the event loop", draining.loop, count))
+    found += [_cost(f"thread {name}", spent, count) for name, spent in draining.threads.items()]
+    found.append(_cost("function processes", draining.children, count))
+    return found, draining
+
+
+def _cost(name: str, seconds: float, count: int, note: str = "per run") -> Figure:
+    return Figure(name=f"CPU, {name}", value=seconds / count * 1e6, unit="µs", note=note)
 
 
 # -- punctuality --------------------------------------------------------------------------------------------

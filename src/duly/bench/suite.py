@@ -22,7 +22,20 @@ from duly.core.instants import MILLISECOND, SECOND
 from duly.settings import Settings
 from duly.tasks.registry import FunctionRegistry
 
-CHOICES = ("start", "create", "throughput", "lateness", "burst", "ticks", "command", "memory", "recovery", "stored")
+FLAME = "DULY_BENCH_FLAME"  # a file to write the stacks of `stages` to, for a flame graph program
+CHOICES = (
+    "start",
+    "create",
+    "throughput",
+    "stages",
+    "lateness",
+    "burst",
+    "ticks",
+    "command",
+    "memory",
+    "recovery",
+    "stored",
+)
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -86,6 +99,15 @@ async def _throughput(node: Node, quick: bool) -> AsyncIterator[Figure]:
             yield figure
 
 
+async def _stages(node: Node, quick: bool) -> AsyncIterator[Figure]:
+    found, profile = await measure.stages(node, 20_000 if quick else 100_000)
+    for figure in found:
+        yield figure
+    if FLAME in os.environ:
+        with open(os.environ[FLAME], "w") as file:  # noqa: ASYNC230, PTH123 - nothing else is being served
+            file.writelines(f"{line}\n" for line in profile.collapsed())
+
+
 async def _lateness(node: Node, quick: bool) -> AsyncIterator[Figure]:
     seconds = 8 if quick else 20
     for label, name in (("sync", NOOP), ("async", ANOOP)):
@@ -145,6 +167,7 @@ MEASUREMENTS: dict[str, Callable[[Node, bool], AsyncIterator[Figure]]] = {
     "start": _start,
     "create": _create,
     "throughput": _throughput,
+    "stages": _stages,
     "lateness": _lateness,
     "burst": _burst,
     "ticks": _ticks,

@@ -196,6 +196,8 @@ class Agenda:
         heap = ready[priority]
         wanted, known, out_of_job = group[0], self._known, self._out_of_job
         placed = 0
+        seat = seats[0]  # there is one: the group has room
+        room = seat.room(wanted)
         while heap and placed < most:
             entry = heap[0][2]
             run, job = entry.run, entry.job
@@ -203,8 +205,10 @@ class Agenda:
             if known.get(key) is not entry:
                 heapq.heappop(heap)
                 continue
-            seat = seats[0] if len(seats) == 1 else max(seats, key=lambda each: each.room(wanted))
-            if seat.room(wanted) <= 0:
+            if len(seats) > 1:
+                seat = max(seats, key=lambda each: each.room(wanted))
+                room = seat.room(wanted)
+            if room <= 0:
                 break
             heapq.heappop(heap)
             if job.overlap != "allow" and run.job_id in out_of_job:
@@ -215,8 +219,13 @@ class Agenda:
                 cause = self._kept_by(run)
             del known[key]
             self._out[key] = (run.attempt + 1, seat.worker.id, wanted)
-            out_of_job.setdefault(run.job_id, set()).add(key)
+            others = out_of_job.get(run.job_id)
+            if others is None:
+                out_of_job[run.job_id] = {key}
+            else:
+                others.add(key)
             seat.out[wanted] = seat.out.get(wanted, 0) + 1
+            room -= 1
             into.append(Placement(run, job, seat.worker.id, wanted, cause))
             placed += 1
         if not heap:
@@ -346,8 +355,10 @@ class Agenda:
         others.discard(key)
         if not others:
             del self._out_of_job[key[0]]
-            for entry in self._held.pop(key[0], {}).values():
-                self._plan(entry)
+            held = self._held.pop(key[0], None)
+            if held is not None:
+                for entry in held.values():
+                    self._plan(entry)
         return True
 
     def is_out(self, key: RunKey, attempt: int) -> bool:

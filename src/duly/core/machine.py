@@ -19,7 +19,7 @@ Once a cancel was asked for, whatever ends the attempt ends the run as cancelled
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -98,6 +98,12 @@ class Refusal(msgspec.Struct, frozen=True):
     code: str
 
 
+# Looking a member up on its class costs as much as a comparison of two runs: the usual path has them at hand.
+_WAITING: Final = RunState.WAITING
+_DISPATCHED: Final = RunState.DISPATCHED
+_RUNNING: Final = RunState.RUNNING
+_SUCCEEDED: Final = RunState.SUCCEEDED
+
 TERMINAL = Refusal("terminal")
 DUPLICATE = Refusal("duplicate")
 STALE = Refusal("stale_attempt")
@@ -107,9 +113,9 @@ HELD = Refusal("held")  # overlap policy: it stays waiting
 
 def step(run: Run, job: Job, event: Event, now: int, dice: float = 0.0) -> Transition | Refusal:
     """What `event` makes of `run` at `now` (the shard's clock). `dice` in [0, 1) draws the jitter of a retry."""
-    if run.state >= RunState.SUCCEEDED:
+    if run.state >= _SUCCEEDED:
         return _after_the_end(run, event)
-    if run.state == RunState.WAITING:
+    if run.state == _WAITING:
         return _while_waiting(run, job, event, now)
     match event:
         case Dispatch() | Overlapped():
@@ -126,7 +132,7 @@ def step(run: Run, job: Job, event: Event, now: int, dice: float = 0.0) -> Trans
         case Started():
             if run.state == RunState.RUNNING:
                 return DUPLICATE
-            return _changed(run, _started(run, job, event.started_at, event.cause, event.isolation))
+            return _changed(run, replace(run, **_beginning(run, job, event.started_at, event.cause, event.isolation)))
         case Released():
             return _released(run, job, event, now)
         case Stopped():
@@ -178,7 +184,7 @@ def _dispatch(run: Run, job: Job, event: Dispatch, now: int) -> Transition | Ref
         return _end_unstarted(run, job, RunState.CANCELLED, "job paused", now)
     given = replace(
         run,
-        state=RunState.DISPATCHED,
+        state=_DISPATCHED,
         attempt=run.attempt + 1,
         worker=event.worker,
         dispatched_at=now,
@@ -236,37 +242,41 @@ def _back(run: Run, job: Job, waiting: Run) -> Transition:
     return replace(_changed(run, waiting), was_job=job.version)
 
 
-def _started(run: Run, job: Job, started_at: int | None, cause: LateCause | None, isolation: str = "") -> Run:
-    """The run with what is known once its code has begun. Lateness is that of the first attempt that started."""
-    if started_at is None or run.state == RunState.RUNNING:
-        return run
+def _beginning(
+    run: Run, job: Job, started_at: int | None, cause: LateCause | None, isolation: str = ""
+) -> dict[str, Any]:
+    """What is known of the run once its code has begun. Lateness is that of the first attempt that started."""
+    if started_at is None or run.state == _RUNNING:
+        return {}
     if run.lateness is not None:
-        return replace(run, state=RunState.RUNNING, started_at=started_at, isolation=isolation or run.isolation)
+        return {"state": _RUNNING, "started_at": started_at, "isolation": isolation or run.isolation}
     lateness = started_at - run.due_at
     late = lateness > job.max_lateness
-    return replace(
-        run,
-        state=RunState.RUNNING,
-        started_at=started_at,
-        isolation=isolation,
-        lateness=lateness,
-        late=late,
-        late_cause=policy.late_cause(run, cause) if late else None,
-    )
+    return {
+        "state": _RUNNING,
+        "started_at": started_at,
+        "isolation": isolation,
+        "lateness": lateness,
+        "late": late,
+        "late_cause": policy.late_cause(run, cause) if late else None,
+    }
 
 
 def _end(run: Run, job: Job, ended: Run, now: int) -> Transition:
     """A terminal transition; a fixed-delay job opens its next run with it."""
+    if not policy.is_delay(job):
+        return _changed(run, ended)
     following = policy.delayed_run(job, run, min(ended.finished_at or now, now))  # the clock may have been set back
     transition = _changed(run, ended, () if following is None else (following,))
-    return replace(transition, was_job=job.version) if policy.is_delay(job) and not run.manual else transition
+    return transition if run.manual else replace(transition, was_job=job.version)
 
 
 def _succeeded(run: Run, job: Job, event: Succeeded, now: int) -> Transition:
-    begun = _started(run, job, event.started_at, event.cause, event.isolation)
+    facts = _beginning(run, job, event.started_at, event.cause, event.isolation)
+    facts["state"] = RunState.CANCELLED if run.cancel else _SUCCEEDED
     ended = replace(
-        begun,
-        state=RunState.CANCELLED if run.cancel else RunState.SUCCEEDED,
+        run,
+        **facts,
         reason=f"{run.cancel}; its code had already succeeded" if run.cancel else None,
         finished_at=event.finished_at,
         result=event.result,
@@ -279,9 +289,9 @@ def _succeeded(run: Run, job: Job, event: Succeeded, now: int) -> Transition:
 
 
 def _failed(run: Run, job: Job, event: Failed, now: int, dice: float) -> Transition:
-    begun = _started(run, job, event.started_at, event.cause, event.isolation)
     tried = replace(
-        begun,
+        run,
+        **_beginning(run, job, event.started_at, event.cause, event.isolation),
         finished_at=event.finished_at,
         exit_code=event.exit_code,
         error=event.error,
@@ -392,10 +402,11 @@ def _superseded(run: Run, job: Job, now: int) -> Transition:
 
 
 def _stopped(run: Run, job: Job, event: Stopped, now: int) -> Transition:
-    begun = _started(run, job, event.started_at, None)
+    facts = _beginning(run, job, event.started_at, None)
+    facts["state"] = RunState.CANCELLED
     ended = replace(
-        begun,
-        state=RunState.CANCELLED,
+        run,
+        **facts,
         reason=run.cancel or "stopped by its worker",
         finished_at=event.finished_at,
         logs=event.logs,

@@ -38,4 +38,4 @@ class ClockSteps:
 
     def jumped_over(self, instant: int) -> bool:
         """True if the clock never showed this instant, or was set within a look of it."""
-        return any(start < instant <= end for start, end in self._jumps)
+        return bool(self._jumps) and any(start < instant <= end for start, end in self._jumps)

@@ -37,7 +37,7 @@ from duly.core.messages import (
     hints,
     inbox,
 )
-from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
+from duly.core.model import Job, JobId, Run, RunKey, RunState, Term, WorkerId
 from duly.ports import Broker, Clock, Store, Subscription
 from duly.roles.loop import Loop
 from duly.roles.quiet_fleet import QuietFleet
@@ -47,6 +47,7 @@ log = logging.getLogger("duly.scheduler")
 
 MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
 PAGE: Final = 4_096
+HEAD: Final = 512  # runs that are looked at for what no hint told, while there are more than the agenda takes
 IN_FLIGHT: Final = 4  # dispatch commits under way at once
 UNDELIVERED_AFTER: Final = 3 * SECOND
 FRESH: Final = SECOND  # a worker waits no longer for the answer to a beat
@@ -103,7 +104,9 @@ class Scheduler(Loop):
         self._next_refill = 0
         self._next_recovery = 0
         self._unclear_until = 0  # monotonic: the clock went back lately, so that leases and due times do not compare
-        self._cursor: tuple[int, str, int] | None = None
+        self._cursor: tuple[int, JobId, int] | None = None
+        self._refilling: asyncio.Task[None] | None = None
+        self._picked: set[RunKey] = set()  # since the refill under way began: what it read of them is old
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
         self._missing: dict[WorkerId, _Missing] = {}
@@ -222,8 +225,10 @@ class Scheduler(Loop):
         self._wake.clear()
         now = await self._now()
         monotonic = self._clock.monotonic()
-        if monotonic >= self._next_refill or (len(self._agenda) < PAGE // 4 and self._cursor is not None):
-            await self._refill(now, monotonic)
+        if self._refilling is None and (
+            monotonic >= self._next_refill or (len(self._agenda) < self._agenda.bound // 2 and self._cursor is not None)
+        ):
+            self._start_refill(now, monotonic)
         if monotonic >= self._next_recovery:
             self._next_recovery = monotonic + self._settings.refill
             await self._recover(now)
@@ -235,6 +240,8 @@ class Scheduler(Loop):
             placements = self._agenda.pick(now, self._settings.lead, MAX_ASSIGN)
             if not placements:
                 break
+            if self._refilling is not None:
+                self._picked.update(placement.run.key for placement in placements)
             self._start_dispatch(placements, now)
         if self._in_flight and len(self._in_flight) >= IN_FLIGHT:
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
@@ -263,20 +270,39 @@ class Scheduler(Loop):
             until = min(until, next_wake - now)
         return max(0, until)
 
-    async def _refill(self, now: int, monotonic: int) -> None:
-        """Read waiting runs of the window: on from the last page while there is more, else from the start."""
+    def _start_refill(self, now: int, monotonic: int) -> None:
+        """Read waiting runs of the window, beside the dispatching: from the last page on, or from the start.
+
+        With more due than fits into memory, the periodic reading looks at the head only: a run that no hint told
+        of is found there when its turn comes.
+        """
+        after, limit = self._cursor, min(PAGE, self._agenda.room)
         if monotonic >= self._next_refill:
             self._next_refill = monotonic + self._settings.refill
-            self._cursor = None
-        room = min(PAGE, self._agenda.room)
-        if room <= 0:
+            if after is not None:
+                after, limit = None, HEAD
+        if limit > 0:
+            self._picked.clear()
+            self._refilling = self.spawn(self._refill(now, after, limit), "refill")
+
+    async def _refill(self, now: int, after: tuple[int, JobId, int] | None, limit: int) -> None:
+        term = self.term
+        try:
+            page = await self._store.due(self.shard, now + self._settings.window, after, limit)
+        except DulyError as error:
+            log.warning("shard %s: what is due could not be read: %s", self.shard, error)
             return
-        after = None if self._cursor is None else self._cursor
-        page = await self._store.due(self.shard, now + self._settings.window, after, room)  # type: ignore[arg-type]
-        self._agenda.add(page, now)
-        last = page[-1][0] if len(page) == room else None
-        self._cursor = None if last is None else (last.due_at, last.job_id, last.scheduled_at)
+        finally:
+            self._refilling = None
+        if self.term is None or term is None or self.term.fence != term.fence:
+            return
+        picked = self._picked
+        self._agenda.add([pair for pair in page if pair[0].key not in picked] if picked else page, now)
+        if after == self._cursor:  # it was no look at the head
+            last = page[-1][0] if len(page) == limit else None
+            self._cursor = None if last is None else (last.due_at, last.job_id, last.scheduled_at)
         self._telemetry.agenda(self.shard, len(self._agenda))
+        self._wake.set()
 
     # -- dispatching ----------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
--- The statements of the SQLite store, each under its name. States come as parameters, except waiting (0) and
+-- The statements of the SQLite store, each under its name. `{rows}` stands for any number of rows (sqlite_bulk.py). States come as parameters, except waiting (0) and
 -- succeeded (3), which the partial indexes name: SQLite uses such an index only if the condition is literally there.
 
--- name: insert_job
-insert into job values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
+-- name: insert_jobs
+insert into job values {rows} on conflict do nothing
 
 -- name: insert_label
 insert into label values (?, ?, ?)
@@ -22,20 +22,24 @@ delete from job where id = ?
 -- name: job_doc
 select doc from job where id = ?
 
--- name: insert_run
+-- name: insert_runs
 -- A run that is there or was there stays as it is: nothing fires twice.
 insert into run
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 0
- where not exists (select 1 from history where job = ?2 and scheduled = ?3)
+select column1, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11, 0
+  from (values {rows})
+ where not exists (select 1 from history where job = column2 and scheduled = column3)
 on conflict do nothing
 
--- name: insert_first_run
--- For a job that is new in this transaction, so that it cannot have history.
-insert into run values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0) on conflict do nothing
+-- name: insert_first_runs
+-- For jobs that are new in this transaction, so that they cannot have history.
+insert into run
+select column1, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11, 0
+  from (values {rows}) where true
+on conflict do nothing
 
 -- name: insert_history
 -- Terminal is final: the record that is there first stays.
-insert into history values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing
+insert into history values {rows} on conflict do nothing
 
 -- name: insert_record
 -- A run that was opened already ended (a missed occurrence), unless it exists.
@@ -49,10 +53,10 @@ on conflict do nothing
 -- `not indexed` keeps to the primary key, past the index on the same columns.
 
 -- name: move_columns
--- The fast form finds the row by its primary key; a miss proves nothing (due may differ): ask the exact form.
+-- The fast form finds rows by their primary key; a miss proves nothing (due may differ): ask the exact form.
 update run not indexed set state = ?, attempt = ?, worker = ?, dispatched = ?
- where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
-   and (state <> 0 or version = ?)
+ where state = ? and attempt = ? and worker = ? and version = coalesce(?, version)
+   and (due, job, scheduled) in (values {rows})
 
 -- name: move_columns_exactly
 update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4
@@ -72,10 +76,10 @@ update run set state = ?1, attempt = ?2, worker = ?3, dispatched = ?4, version =
  where job = ?10 and scheduled = ?11 and state = ?12 and attempt = ?13 and worker = ?14
    and (state <> 0 or version = ?15) and cancelled = ?16
 
--- name: take_run
+-- name: take_runs
 delete from run not indexed
- where due = ? and job = ? and scheduled = ? and state = ? and attempt = ? and worker = ?
-   and (state <> 0 or version = ?) and cancelled = ?
+ where state = ? and attempt = ? and worker = ? and version = coalesce(?, version) and cancelled = ?
+   and (due, job, scheduled) in (values {rows})
 
 -- name: take_run_exactly
 delete from run
@@ -106,11 +110,13 @@ select 1 from history where job = ? and scheduled = ?
 
 -- name: due
 -- The row-value cursor matters: `due > ?` alone skips the rest of a burst at the page's edge.
-select r.due, r.state, r.attempt, r.worker, r.dispatched, r.doc, r.job, j.version, j.doc
-  from run r join job j on j.id = r.job
- where (r.due, r.job, r.scheduled) > (?, ?, ?) and r.due <= ? and r.state = 0
- order by r.due, r.job, r.scheduled
- limit ?
+-- A page is one JSON array [[run, job's version, job], …]: one step, and one decoding.
+select '[' || coalesce(group_concat(item), '') || ']'
+  from (select '[' || cast(r.doc as text) || ',' || j.version || ',' || cast(j.doc as text) || ']' as item
+          from run r join job j on j.id = r.job
+         where (r.due, r.job, r.scheduled) > (?, ?, ?) and r.due <= ? and r.state = 0
+         order by r.due, r.job, r.scheduled
+         limit ?)
 
 -- name: active
 select r.due, r.state, r.attempt, r.worker, r.dispatched, r.doc, r.job, j.version, j.doc
@@ -175,7 +181,7 @@ insert into slot_map values (1, ?, ?)
 on conflict(id) do update set epoch = excluded.epoch, doc = excluded.doc where excluded.epoch > slot_map.epoch
 
 -- name: add_to_tally
-insert into tally values (?, ?) on conflict(name) do update set n = n + excluded.n
+insert into tally values {rows} on conflict(name) do update set n = n + excluded.n
 
 -- name: tallies
 select name, n from tally
