@@ -14,13 +14,14 @@ from duly.telemetry import LatenessSketch
 
 def test_a_quick_run_prints_figures_as_json() -> None:
     """The rows that were asked for, each with a value and its unit, and the machine."""
-    command = [sys.executable, "-m", "duly.cli", "bench", "--quick", "--json", "--only", "memory", "--only", "recovery"]
+    command = [sys.executable, "-m", "duly.cli", "bench", "--quick", "--json", "--only", "recovery", "--only", "memory"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     document = msgspec.json.decode(done.stdout)
     assert document["machine"]["cores"] >= 1
     names = [figure["name"] for figure in document["figures"]]
-    assert "memory, server" in names
-    assert names[-1] == "recovery after killed function processes"
+    assert "memory, server, empty" in names
+    assert "memory, server, 100,000 jobs stored" in names
+    assert names[0] == "recovery after killed function processes"
     assert all(figure["value"] > 0 for figure in document["figures"])
 
 

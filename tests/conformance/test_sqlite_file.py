@@ -303,6 +303,7 @@ WIDTHS = {
     "insert_runs": 11,
     "insert_first_runs": 11,
     "insert_history": 8,
+    "insert_records": 8,
     "move_columns": 3,
     "take_runs": 3,
     "add_to_tally": 2,

@@ -29,15 +29,15 @@ class Opening:
     __slots__ = ("hot", "records", "references")
 
     def __init__(self) -> None:
-        self.hot: dict[int, list[RunRow]] = {}  # by state
-        self.records: list[HistoryRow] = []
+        self.hot: dict[int, list[RunRow]] = {}  # by state, as the next
+        self.records: dict[int, list[HistoryRow]] = {}
         self.references: list[ReferenceRow] = []
 
     def add(self, runs: Iterable[Run], now: int) -> None:
         """Prepare more of them."""
         for run in runs:
             if run.state >= SUCCEEDED:
-                self.records.append(history_row(run, now))
+                self.records.setdefault(run.state, []).append(history_row(run, now))
             else:
                 self.hot.setdefault(run.state, []).append(run_row(run))
             self.refer(run)
@@ -51,7 +51,7 @@ class Opening:
         """Insert those that do not exist yet."""
         for state, rows in self.hot.items():
             tx.tally[WORDS[state]] += in_bulk(tx.db, insert, rows)
-        for record in self.records:
-            tx.tally[WORDS[record[2]]] += tx.one(SQL["insert_record"], record)
+        for state, records in self.records.items():
+            tx.tally[WORDS[state]] += in_bulk(tx.db, "insert_records", records)
         if self.references:
             tx.db.executemany(SQL["refer"], self.references)

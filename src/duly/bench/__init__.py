@@ -49,5 +49,8 @@ def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = ())
             else f"{figure.value:.3f}"
         )
         table.add_row(figure.name, value, figure.unit, figure.target, figure.note)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has none of its own
+    console.print(table)
     return 0

@@ -21,8 +21,9 @@ import msgspec
 from duly.bench.stages import Profile, profiled
 from duly.boot import Node
 from duly.core.contract import CommandSpec, FunctionSpec, JobSpec
-from duly.core.instants import MILLISECOND, SECOND, format_instant
-from duly.core.model import JobId, Run, RunState
+from duly.core.definition import define_job, mint_job_id
+from duly.core.instants import MILLISECOND, MINUTE, SECOND, format_instant
+from duly.core.model import JobId, Run, RunState, WorkerId
 from duly.ports import RunQuery
 
 NOOP = "duly.bench.tasks:noop"
@@ -309,16 +310,34 @@ async def start_up(times: int) -> list[Figure]:
 # -- cost and recovery --------------------------------------------------------------------------------------
 
 
-def memory() -> list[tuple[str, float]]:
-    """Resident MiB of this process and of each of its children."""
-    found = [("server", resident(os.getpid()))]
-    found += [(f"child {index}", resident(pid)) for index, pid in enumerate(children(), 1)]
+async def memory(directory: Path, count: int) -> list[Figure]:
+    """Resident MiB of each process of a `duly up`: empty, and with `count` jobs stored that are due in a year."""
+    options = ("up", "--dir", str(directory), "--port", "0", "--json", "--log-level", "warning")
+    server = await asyncio.create_subprocess_exec(*_DULY, *options, stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        url = msgspec.json.decode(await server.stdout.readline())["url"]
+        body = {"task": {"kind": "function", "name": NOOP}, "schedule": "in 365d"}
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+            found = _residents(server.pid, "empty")
+            await _timed(client, "/v1/jobs/batch", {"jobs": [body] * 5_000}, count // 5_000, 1)
+            found += _residents(server.pid, f"{count:,} jobs stored")
+    finally:
+        server.terminate()
+        await server.wait()
     return found
 
 
-def children() -> list[int]:
-    """The pids of this process's children, of whichever of its threads."""
-    tasks = Path("/proc/self/task").iterdir()
+def _residents(pid: int, note: str) -> list[Figure]:
+    named = [("server", pid), *((f"child {index}", child) for index, child in enumerate(children(pid), 1))]
+    return [
+        Figure(name=f"memory, {name}, {note}", value=resident(each), unit="MiB", target="≤ 150") for name, each in named
+    ]
+
+
+def children(pid: int | None = None) -> list[int]:
+    """The pids of a process's children (this one's, by default), of whichever of its threads."""
+    tasks = Path(f"/proc/{pid or os.getpid()}/task").iterdir()
     return sorted({int(pid) for task in tasks for pid in (task / "children").read_text().split()})
 
 
@@ -338,6 +357,35 @@ async def recovery(node: Node) -> Figure:
     await ended(node, 1, before)
     spent = (node.clock.monotonic() - started) / 1000
     return Figure(name="recovery after killed function processes", value=spent, unit="ms", note="to the next end")
+
+
+async def finished_history(node: Node, count: int) -> Figure:
+    """Store finished runs: those of jobs that ran every minute, a thousand each."""
+    now = node.clock.wall()
+    started = node.clock.monotonic()
+    for number in range(0, count, 1_000):
+        spec = JobSpec(task=FunctionSpec(name=NOOP), schedule="every 1m", name=f"history-{number}")
+        job = define_job(spec, job_id=mint_job_id(now, os.urandom(10)), now=now)
+        runs = [_finished(job.id, now - MINUTE * minutes - number) for minutes in range(1, min(1_000, count) + 1)]
+        await node.store.create([(job, runs)])
+    rate = count / ((node.clock.monotonic() - started) / 1e6)
+    return Figure(name=f"history of {count:,} stored", value=rate, unit="runs/s", note="written for the growth row")
+
+
+def _finished(job_id: JobId, at: int) -> Run:
+    return Run(
+        job_id=job_id,
+        scheduled_at=at,
+        due_at=at,
+        state=RunState.SUCCEEDED,
+        attempt=1,
+        worker=WorkerId("w-history"),
+        dispatched_at=at - 400_000,
+        started_at=at + 40,
+        finished_at=at + 90,
+        lateness=40,
+        isolation="process",
+    )
 
 
 async def fill(node: Node, count: int) -> Figure:

@@ -35,7 +35,9 @@ CHOICES = (
     "memory",
     "recovery",
     "stored",
+    "growth",
 )
+ONLY_WHEN_NAMED = ("growth",)  # it writes several GB
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 async def figures(only: tuple[str, ...] = (), *, quick: bool = False) -> AsyncIterator[Figure]:
     """Each figure as soon as it is had."""
-    wanted = only or tuple(name for name in CHOICES if not (quick and name == "stored"))
+    wanted = only or tuple(name for name in CHOICES if name not in ONLY_WHEN_NAMED and not (quick and name == "stored"))
     with tempfile.TemporaryDirectory(prefix="duly-bench-") as directory:
         node = assemble(
             Settings(dir=directory, functions="any", retention_interval=3600 * SECOND), FunctionRegistry("any")
@@ -141,8 +143,9 @@ async def _command(node: Node, quick: bool) -> AsyncIterator[Figure]:
 
 
 async def _memory(node: Node, quick: bool) -> AsyncIterator[Figure]:
-    for name, value in measure.memory():
-        yield Figure(name=f"memory, {name}", value=value, unit="MiB", target="≤ 150")
+    with tempfile.TemporaryDirectory(prefix="duly-bench-") as directory:
+        for figure in await measure.memory(Path(directory), 100_000 if quick else 1_000_000):
+            yield figure
 
 
 async def _recovery(node: Node, quick: bool) -> AsyncIterator[Figure]:
@@ -150,7 +153,7 @@ async def _recovery(node: Node, quick: bool) -> AsyncIterator[Figure]:
 
 
 async def _stored(node: Node, quick: bool) -> AsyncIterator[Figure]:
-    """Lateness and memory again, with a million other jobs waiting in the store."""
+    """Lateness and throughput again, with a million other jobs waiting in the store."""
     count = 100_000 if quick else 1_000_000
     yield await measure.fill(node, count)
     late, bare = await measure.steady(node, 100, 8 if quick else 20)
@@ -159,8 +162,31 @@ async def _stored(node: Node, quick: bool) -> AsyncIterator[Figure]:
         yield figure
     for figure in await measure.throughput(node, 20_000 if quick else 100_000):
         yield msgspec.structs.replace(figure, name=f"{figure.name}, {count:,} stored", target="")
-    async for figure in _memory(node, quick):
-        yield msgspec.structs.replace(figure, name=f"{figure.name}, {count:,} stored")
+
+
+async def _growth(node: Node, quick: bool) -> AsyncIterator[Figure]:
+    """The same figures with more and more in the store: jobs that wait, then finished runs."""
+    small, large, history = (10_000, 100_000, 100_000) if quick else (100_000, 1_000_000, 10_000_000)
+    async for figure in _grown(node, quick, "nothing else"):
+        yield figure
+    yield await measure.fill(node, small)
+    async for figure in _grown(node, quick, f"{small:,} jobs"):
+        yield figure
+    yield await measure.fill(node, large - small)
+    async for figure in _grown(node, quick, f"{large:,} jobs"):
+        yield figure
+    yield await measure.finished_history(node, history)
+    async for figure in _grown(node, quick, f"{large:,} jobs, {history:,} finished runs"):
+        yield figure
+
+
+async def _grown(node: Node, quick: bool, stored: str) -> AsyncIterator[Figure]:
+    late, bare = await measure.steady(node, 100, 5 if quick else 20)
+    target = f"≤ bare + 0.5 = {quantiles(bare).p99 + 0.5:.2f}"
+    for figure in lateness_figures(f"lateness, 100 runs/s; stored: {stored}", late, target=target):
+        yield figure
+    for figure in await measure.throughput(node, 20_000 if quick else 100_000):
+        yield msgspec.structs.replace(figure, name=f"{figure.name}; stored: {stored}", target="")
 
 
 MEASUREMENTS: dict[str, Callable[[Node, bool], AsyncIterator[Figure]]] = {
@@ -175,6 +201,7 @@ MEASUREMENTS: dict[str, Callable[[Node, bool], AsyncIterator[Figure]]] = {
     "memory": _memory,
     "recovery": _recovery,
     "stored": _stored,
+    "growth": _growth,
 }
 
 

@@ -41,11 +41,12 @@ on conflict do nothing
 -- Terminal is final: the record that is there first stays.
 insert into history values {rows} on conflict do nothing
 
--- name: insert_record
--- A run that was opened already ended (a missed occurrence), unless it exists.
+-- name: insert_records
+-- Runs that were opened already ended (missed occurrences), unless they exist.
 insert into history
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
- where not exists (select 1 from run where job = ?2 and scheduled = ?1)
+select column1, column2, column3, column4, column5, column6, column7, column8
+  from (values {rows})
+ where not exists (select 1 from run where job = column2 and scheduled = column1)
 on conflict do nothing
 
 -- The next six compare what the decision was made on. `version` is compared while the run waits: one that a change
