@@ -15,7 +15,7 @@ from unittest import mock
 import msgspec
 from msgspec.structs import replace
 
-from duly.adapters import sqlite_changes
+from duly.adapters import sqlite_apply, sqlite_bulk
 from duly.adapters.sql import statements
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core import machine, policy
@@ -46,8 +46,8 @@ def _step_in(module: Any, wrapped: Callable[..., Any]) -> contextlib.AbstractCon
 
 def unfenced_writes() -> contextlib.AbstractContextManager[object]:
     """The store does not compare a scheduler's fence."""
-    real = sqlite_changes.application
-    return mock.patch.object(sqlite_changes, "application", lambda moves, now, fence: real(moves, now, None))
+    real = sqlite_apply.application
+    return mock.patch.object(sqlite_apply, "application", lambda moves, now, fence: real(moves, now, None))
 
 
 @contextlib.contextmanager
@@ -163,8 +163,10 @@ def cancel_overridden() -> contextlib.AbstractContextManager[object]:
 def cancel_not_compared() -> Iterator[None]:
     """A report that was decided before a cancel undoes it."""
     changed = {name: re.sub(r"and cancelled = (\?\d*)", r"and \1 in (0, 1)", text) for name, text in SQL.items()}
-    with mock.patch.object(sqlite_changes, "SQL", changed):
+    sqlite_bulk.form.cache_clear()
+    with mock.patch.object(sqlite_apply, "SQL", changed), mock.patch.object(sqlite_bulk, "SQL", changed):
         yield
+    sqlite_bulk.form.cache_clear()
 
 
 def term_by_node_clock() -> contextlib.AbstractContextManager[object]:
