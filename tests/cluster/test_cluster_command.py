@@ -49,7 +49,7 @@ def test_a_cluster_works_ends_and_picks_up_its_data(tmp_path: Path) -> None:
     """From one command: jobs by CLI and by Python, files, one URL for all servicers; Ctrl-C ends everything."""
     directory = tmp_path / "a" / "cluster"
     directory.parent.mkdir(mode=0o700)
-    with running_cluster(directory, *SMALL, "--app", "system.marking:app") as cluster:
+    with running_cluster(directory, *SMALL, "--app", "system.marking:app", "--app", "cluster.ticking:app") as cluster:
         done = command(cluster, "create", "--schedule", "now", "--wait", "--name", "hello", "--", "/bin/echo", "hi")
         assert done.returncode == 0, done.stderr
         assert command(cluster, "run", "log", "hello").stdout == "hi\n"
@@ -58,6 +58,8 @@ def test_a_cluster_works_ends_and_picks_up_its_data(tmp_path: Path) -> None:
         with Duly(cluster.url) as duly:
             assert duly.submit("system.marking:mark", str(marks)).result(timeout=30).startswith(str(marks))
             assert {shard.name for shard in duly.shards()} == {"s0", "s1"}
+            tick = until(lambda: duly.jobs(name="tick").items, what="the job of the app's decorated function")[0]
+            until(lambda: duly.runs(job_id=tick.id, state="succeeded").items, what="a tick")
         for url in (cluster.url, *cluster.servicers):
             assert httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200
         members = cluster.ask("status")

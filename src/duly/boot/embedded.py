@@ -29,7 +29,7 @@ from duly.roles.servicer import Servicer
 from duly.roles.worker import Worker, WorkerSettings
 from duly.settings import Settings
 from duly.tasks.attempt import Runner
-from duly.tasks.registry import FunctionRegistry, app_object
+from duly.tasks.registry import FunctionRegistry
 from duly.telemetry import Telemetry
 
 log = logging.getLogger("duly.boot")
@@ -211,22 +211,3 @@ def worker_settings(settings: Settings, scratch: Path, *, shares_clock: bool = T
         allow_private_addresses=settings.allow_private_addresses,
         shares_clock=shares_clock,
     )
-
-
-async def register_apps(node: Node) -> None:
-    """Create or bring up to date the jobs of the apps' decorated functions."""
-    from duly.faces.client import Client
-    from duly.faces.registration import register
-    from duly.faces.servicer_transport import Here, ServicerTransport
-
-    async def servicer() -> Servicer:
-        return node.servicer
-
-    transport = ServicerTransport(Here(), servicer)
-    for spec in node.settings.app:
-        app = app_object(spec)
-        if isinstance(app, Client):
-            for registration in app.aio.registrations:
-                job = await register(transport, registration)
-                if job is not None:
-                    log.info("job %s of %s: %s", job.id, registration.name, job.schedule)

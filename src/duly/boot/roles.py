@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from duly.adapters.system_clock import SystemClock
+from duly.boot.apps import register_apps
 from duly.boot.embedded import worker_settings
 from duly.boot.parts import open_blobs, open_broker, open_stores
 from duly.boot.serving import given_listeners, listen, serving, signals, url_of
@@ -27,6 +28,7 @@ from duly.core.errors import DulyError, InvalidInput
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import WorkerId
 from duly.faces.probes import create_probes
+from duly.faces.transport import Transport
 from duly.ports import Clock
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
@@ -178,6 +180,9 @@ async def run_worker(settings: Settings, *, started: Started) -> None:
         )
         stack.push_async_callback(worker.stop)
         await worker.start()
+        if settings.app:
+            registering = asyncio.create_task(_register(settings, transport, clock), name="register")
+            stack.callback(registering.cancel)
         async with _probed(settings, clock, worker.unheard, telemetry) as told:
             started({"name": name, **told})
             await asked.wait()
@@ -192,7 +197,7 @@ async def migrate(settings: Settings) -> int:
         return await store.migrate()
 
 
-async def _shards(transport: Any, clock: Clock, asked: asyncio.Event) -> tuple[str, ...] | None:
+async def _shards(transport: Transport, clock: Clock, asked: asyncio.Event) -> tuple[str, ...] | None:
     """The shards that a servicer names, as soon as one answers; None when an end is asked for before."""
     pause = FIRST_PAUSE
     while not asked.is_set():
@@ -205,6 +210,22 @@ async def _shards(transport: Any, clock: Clock, asked: asyncio.Event) -> tuple[s
         await clock.wait(asked, pause)
         pause = min(2 * pause, LAST_PAUSE)
     return None
+
+
+async def _register(settings: Settings, transport: Transport, clock: Clock) -> None:
+    """Register the apps' jobs as soon as a servicer takes them; the worker works meanwhile."""
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            await register_apps(settings.app, transport)
+            return
+        except DulyError as error:
+            if error.status < 500 and error.status != 429:
+                log.error("the apps' jobs are not registered: %s", error)  # noqa: TRY400 - the reason says it all
+                return
+            log.info("the apps' jobs are not registered yet: %s", error)
+        await clock.sleep(pause)
+        pause = min(2 * pause, LAST_PAUSE)
 
 
 @contextlib.asynccontextmanager

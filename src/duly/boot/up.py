@@ -11,9 +11,12 @@ from typing import Final
 import apsw
 
 from duly.adapters.system_clock import SystemClock
-from duly.boot.embedded import assemble, register_apps
+from duly.boot.apps import register_apps
+from duly.boot.embedded import Node, assemble
 from duly.boot.serving import listen, run, serving, signals, url_of
 from duly.core.errors import InvalidInput
+from duly.faces.transport import Transport
+from duly.roles.servicer import Servicer
 from duly.settings import Settings
 from duly.tasks.registry import FunctionRegistry
 
@@ -62,7 +65,7 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
         try:
             async with serving(app, [listener], clock) as face:
                 try:
-                    await register_apps(node)
+                    await register_apps(settings.app, _own_transport(node))
                     started(url_of(listener, settings.host))
                     await face.until(asked)
                     log.info("draining")
@@ -72,6 +75,15 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
                     stop.set()
         finally:
             await node.stop()
+
+
+def _own_transport(node: Node) -> Transport:
+    from duly.faces.servicer_transport import Here, ServicerTransport
+
+    async def servicer() -> Servicer:
+        return node.servicer
+
+    return ServicerTransport(Here(), servicer)
 
 
 def run_up(settings: Settings, *, started: Callable[[str], None]) -> None:
