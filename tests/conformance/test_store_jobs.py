@@ -347,15 +347,14 @@ async def fleet(harness: Harness) -> None:
         ({"running": True, "namespace": "other"}, ""),
     ],
 )
-@pytest.mark.parametrize("order", ["created", "-created", "name", "-name"])
-async def test_page_jobs_filters(harness: Harness, query: dict[str, Any], expected: str, order: str) -> None:
+async def test_page_jobs_filters(harness: Harness, query: dict[str, Any], expected: str) -> None:
     """Every filter given holds, in each order, and pages of two make up the whole."""
     await fleet(harness)
     names = {"a": "zeta", "b": "eta", "c": "Nightly-Backup", "g": "zeta"}
-    wanted = sorted(expected, key=lambda i: (names.get(i, ""), i) if "name" in order else i)
-    if order.startswith("-"):
-        wanted.reverse()
-    assert await ids(harness, **query, order=order, limit=2) == wanted
+    by_name = sorted(expected, key=lambda i: (names.get(i, ""), i))
+    for order, wanted in (("created", list(expected)), ("name", by_name)):
+        assert await ids(harness, **query, order=order, limit=2) == wanted, order
+        assert await ids(harness, **query, order=f"-{order}", limit=2) == wanted[::-1], order
 
 
 async def test_page_jobs_shows_what_the_runs_say(harness: Harness) -> None:
