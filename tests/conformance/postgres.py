@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ QUICK = (
     "synchronous_commit=off",
     "full_page_writes=off",
     "autovacuum=off",
+    "deadlock_timeout=10ms",
     "max_connections=60",
     "max_wal_size=256MB",
 )
@@ -93,6 +95,14 @@ class Databases:
     def drop(self, name: str) -> None:
         """Away with it."""
         self._admin.execute(f'drop database "{name}" with (force)')
+
+    @contextlib.contextmanager
+    def fresh(self, shard: str = "s0", steps: int | None = None) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+        """A session in a database of its own, with the schema as `migrate` makes it, up to a step, and real time."""
+        with psycopg.connect(self.create("fresh"), autocommit=True) as db:
+            apply_migrations(db, shard, steps)
+            yield db
+        self.drop("fresh")
 
     def shard(self, name: str, now: int) -> str:
         """The database of a shard, with its schema and no rows, on the test's clock; returns its address."""

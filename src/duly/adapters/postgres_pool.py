@@ -94,7 +94,9 @@ class Pool:
 
         return await _again_after_deadlock(call)
 
-    async def transact(self, begin: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async def transact(
+        self, begin: str, work: Callable[[asyncpg.Connection], Awaitable[T]], *, writes: bool = False
+    ) -> T:
         """Carry out `work` between `begin` and a commit; again from the beginning after a deadlock."""
 
         async def call() -> T:
@@ -112,7 +114,7 @@ class Pool:
                     await connection.execute("commit")
                 except Exception as problem:
                     _drop_if_stuck(connection, problem)
-                    raise translated(problem, unsure=True) from problem
+                    raise translated(problem, unsure=writes) from problem
                 return result
 
         return await _again_after_deadlock(call)
@@ -201,8 +203,9 @@ def _drop_if_stuck(connection: asyncpg.Connection, problem: BaseException) -> No
 
 
 async def _roll_back(connection: asyncpg.Connection) -> None:
-    if not connection.is_closed() and connection.is_in_transaction():
-        with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    # A connection that is lost rolls back by itself, and a pool has taken it back already.
+    with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        if connection.is_in_transaction():
             await connection.execute("rollback")
 
 

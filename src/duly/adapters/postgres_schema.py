@@ -78,7 +78,7 @@ async def migrate(pool: Pool, shard: str) -> int:
         await connection.execute("insert into duly.shard values ($1) on conflict do nothing", shard)
         return missing
 
-    steps = await pool.transact("begin", work)
+    steps = await pool.transact("begin", work, writes=True)
     await make_weeks(pool)
     return steps
 

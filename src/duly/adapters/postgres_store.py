@@ -123,15 +123,21 @@ class PostgresStore:
 
         fresh = await self._slots.guard([job.id for job, _ in items], create)
         written = set(fresh)
-        others = [job_id for job_id, i in first.items() if job_id not in written]
-        others += [job.id for i, (job, _) in enumerate(jobs) if first[job.id] != i]
         existing: dict[str, Job] = {}
-        if others:
+        if len(written) < len(jobs):
+            others = [job_id for job_id in first if job_id not in written] + [
+                job.id for i, (job, _) in enumerate(jobs) if first[job.id] != i
+            ]
             existing = {row[0]: to_job(row[1]) for row in await pool.read(SQL["jobs"], others)}
-        return [
-            None if first[job.id] == i and job.id in written else existing.get(job.id, job)
-            for i, (job, _) in enumerate(jobs)
-        ]
+        answers: list[Job | None] = []
+        for i, (job, runs) in enumerate(jobs):
+            if first[job.id] == i and job.id in written:
+                answers.append(None)
+            elif job.id in existing:
+                answers.append(existing[job.id])
+            else:  # it was pruned just now
+                answers += await self.create([(job, runs)])
+        return answers
 
     async def get(self, job_ids: Sequence[JobId]) -> list[JobRow | None]:
         pool = await self._ready()
@@ -336,7 +342,7 @@ async def _carry_out(pool: Pool, function: str, batches: Sequence[Args]) -> list
             answers += await db.fetchval(call(function, batch), *batch)
         return answers
 
-    return await pool.transact("begin", work)
+    return await pool.transact("begin", work, writes=True)
 
 
 def _columns(keys: Sequence[RunKey]) -> tuple[list[str], list[int]]:
