@@ -29,13 +29,13 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from conformance.samples import T0, dispatch, job, run, succeed  # noqa: E402
-from duly.adapters.postgres_changes import application, call  # noqa: E402
-from duly.adapters.postgres_store import PostgresStore  # noqa: E402
-from duly.adapters.system_clock import SystemClock  # noqa: E402
-from duly.core.machine import Transition  # noqa: E402
-from duly.core.model import Run  # noqa: E402
-from postgres_server import postgres_server  # noqa: E402
+from conformance.samples import T0, dispatch, job, run, succeed
+from duly.adapters.postgres_changes import application, call
+from duly.adapters.postgres_store import PostgresStore
+from duly.adapters.system_clock import SystemClock
+from duly.core.machine import Transition
+from duly.core.model import Run
+from postgres_server import postgres_server
 
 SYNCED = ("fsync=on", "synchronous_commit=on", "full_page_writes=on")
 SIZED = ("shared_buffers=256MB", "max_wal_size=4GB", "checkpoint_timeout=15min")
