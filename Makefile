@@ -48,6 +48,7 @@ soak: $(VENV)/dev.stamp
 	$(BIN)/python tests/soak/hostile_table.py
 	$(BIN)/python tests/soak/power_loss.py
 	$(BIN)/python tests/soak/dst_year.py
+	$(BIN)/python tests/soak/steady_load.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

@@ -323,10 +323,23 @@ async def test_prune_removes_deleted_jobs_once_their_history_is_gone(harness: Ha
     assert await harness.store.load([ended("a").key]) == [None]
 
 
-async def test_prune_keeps_jobs_that_are_not_deleted(harness: Harness) -> None:
-    """Completed or not."""
-    await harness.store.create([(job("a"), []), (job("b", state="paused"), [])])
-    assert (await prune_all(harness))[1] == 0
+async def test_prune_removes_completed_jobs_with_the_last_that_is_kept_of_them(harness: Harness) -> None:
+    """Else a million one-time jobs would stay for ever. One that has a run to come stays, and so does a paused one."""
+    keep = Keep(age=100)
+    over, going, paused = (
+        (job("a", keep=keep, labels={"k": "v"}), [ended("a")]),
+        (job("b", keep=keep), [ended("b"), run("b", DAY)]),
+        (job("c", keep=keep, state="paused"), [ended("c")]),
+    )
+    await harness.store.create([over, going, paused])
+    assert (await prune_all(harness))[:2] == (0, 0)
+    await harness.passes(1_000)
+    assert (await prune_all(harness))[:2] == (3, 1)
+    assert [row and row.job.id for row in await harness.store.get([JobId(n) for n in "abc"])] == [None, "b", "c"]
+    assert [stats.jobs for stats in await harness.store.stats() if stats.jobs] in (
+        [2],
+        [1, 1],
+    )  # of one shard, or of three
 
 
 async def test_prune_forgets_workers_not_heard_of_for_a_day(harness: Harness) -> None:
@@ -413,14 +426,14 @@ async def test_prune_returns_digests_that_nothing_refers_to_any_more(harness: Ha
     await harness.store.change(code_job("a", 1, 2, version=2, state="deleted"), 1, [])
     assert (await prune_all(harness))[2] == set()
     await harness.passes(1_000)
-    assert await prune_all(harness) == (2, 1, {digest(1), digest(2), digest(5)})
+    assert await prune_all(harness) == (2, 2, {digest(1), digest(2), digest(5)})
     assert await referred(harness, 1, 2, 5, 9) == {9}
 
 
 async def test_prune_returns_digests_that_a_change_left_behind(harness: Harness) -> None:
     """The old code; not an input that stayed."""
-    await harness.store.create([(code_job("a", 1, 2), [])])
-    await harness.store.change(code_job("a", 3, 2, version=2), 1, [])
+    await harness.store.create([(code_job("a", 1, 2), [run("a", DAY)])])
+    await harness.store.change(code_job("a", 3, 2, version=2), 1, [run("a", DAY)])
     assert await referred(harness, 1, 2, 3) == {2, 3}
     assert (await prune_all(harness))[2] == {digest(1)}
 
@@ -438,16 +451,16 @@ async def test_prune_returns_digests_of_retries_of_a_deleted_job(harness: Harnes
 
 async def test_prune_does_not_return_a_digest_that_is_referred_to_again(harness: Harness) -> None:
     """It came back before anyone looked."""
-    await harness.store.create([(code_job("a", 1), [])])
-    await harness.store.change(code_job("a", 2, version=2), 1, [])
-    await harness.store.create([(code_job("b", 1), [])])
+    await harness.store.create([(code_job("a", 1), [run("a", DAY)])])
+    await harness.store.change(code_job("a", 2, version=2), 1, [run("a", DAY)])
+    await harness.store.create([(code_job("b", 1), [run("b", DAY)])])
     assert (await prune_all(harness))[2] == set()
 
 
 async def test_prune_returns_orphans_once(harness: Harness) -> None:
     """The next prune takes them as dealt with."""
-    await harness.store.create([(code_job("a", 1), [])])
-    await harness.store.change(code_job("a", 2, version=2), 1, [])
+    await harness.store.create([(code_job("a", 1), [run("a", DAY)])])
+    await harness.store.change(code_job("a", 2, version=2), 1, [run("a", DAY)])
     assert (await harness.store.prune(10)).orphans == (digest(1),)
     assert (await harness.store.prune(10)).orphans == ()
 

@@ -41,13 +41,14 @@ class Pruner:
         if self._weeks_looked_at is None or abs(now - self._weeks_looked_at) >= LOOK_AT_WEEKS_EVERY:
             runs += await self._weeks(now)
             self._weeks_looked_at = now
+        after = self._after
         removed, more = await self._walk(limit)
         runs += removed
-        [(jobs,)] = await self._pool.write(SQL["remove_deleted_jobs"], limit)
+        [(jobs,)] = await self._pool.write(SQL["remove_empty_jobs"], after, STRETCH, limit)
         await self._pool.write(SQL["forget_workers"], FORGET_WORKERS_AFTER)
         [(orphans,)] = await self._pool.write(SQL["orphans"], self._handed, MAX_ORPHANS)
         self._handed = orphans
-        more = more or len(jobs) == limit or len(orphans) == MAX_ORPHANS
+        more = more or len(jobs) >= limit or len(orphans) == MAX_ORPHANS
         return Pruned(runs, len(jobs), tuple(orphans), more)
 
     async def _weeks(self, now: int) -> int:

@@ -9,7 +9,7 @@ import apsw
 
 from duly.adapters.rows import OF_JOB
 from duly.adapters.sqlite_bulk import SQL
-from duly.adapters.sqlite_changes import release
+from duly.adapters.sqlite_changes import JOBS, release
 from duly.adapters.sqlite_writer import Transaction
 from duly.core.instants import DAY
 from duly.core.model import JobId
@@ -48,7 +48,7 @@ def find(db: apsw.Connection, after: str, now: int, limit: int) -> Victims:
 def removal(
     victims: Victims, handed: set[str], emptied: list[JobId], now: int, limit: int
 ) -> Callable[[Transaction], Pruned]:
-    """The call that removes them, the deleted jobs that are empty then, and workers long silent.
+    """The call that removes them, the jobs that are over and empty then, and workers long silent.
 
     `handed` are the orphans that the last prune returned: their time in the table is over. (Were they forgotten
     when they are returned, a crash before their blobs are deleted would leave those for ever.)
@@ -62,13 +62,17 @@ def removal(
                 runs += 1
                 release(tx, victim[1], victim[0])
         emptied[:] = [job for (job,) in tx.db.execute(SQL["empty_deleted_jobs"], (limit,))]
+        deleted = len(emptied)
+        for job in dict.fromkeys(job for _, job in victims.runs):
+            emptied.extend(each for (each,) in tx.db.execute(SQL["completed_and_empty"], (job,)))
+        tx.tally[JOBS] -= len(emptied) - deleted
         for job in emptied:
             tx.db.execute(SQL["delete_job"], (job,))
             tx.db.execute(SQL["delete_labels"], (job,))
             release(tx, job, OF_JOB)
         tx.db.execute(SQL["forget_workers"], (now - FORGET_WORKERS_AFTER,))
         tx.db.executemany(SQL["forget_orphan"], [(digest,) for digest in handed])
-        return Pruned(runs, len(emptied), _orphans(tx), victims.more or len(emptied) == limit)
+        return Pruned(runs, len(emptied), _orphans(tx), victims.more or deleted == limit)
 
     return work
 

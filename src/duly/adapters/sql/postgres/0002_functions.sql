@@ -751,26 +751,34 @@ begin
   return n;
 end $$;
 
--- Removes deleted jobs without runs, waiting, out or finished; returns their ids.
-create function duly.remove_deleted_jobs_1(most integer) returns text[]
+-- Removes jobs that are over and of which nothing is left, neither waiting, out nor finished; returns their ids:
+-- deleted ones, and among the `stretch` jobs that follow `after_job` those that are completed (active, no run to come).
+-- A paused job may be resumed, and stays.
+create function duly.remove_empty_jobs_1(after_job text, stretch integer, most integer) returns text[]
 language plpgsql volatile
 set search_path = duly, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
-  ids text[];
+  ids text[]; completed bigint;
 begin
   select array_agg(id) into ids from (
-    select id from job j
-     where j.state = 'deleted' and j.state <> 'active'
-       and not exists (select from history h where h.job = j.id) and not exists (select from run r where r.job = j.id)
-     order by id limit most for update skip locked) empty;
+    (select id from job j
+      where j.state = 'deleted' and j.state <> 'active'
+        and not exists (select from history h where h.job = j.id) and not exists (select from run r where r.job = j.id)
+      order by id limit most)
+    union all
+    (select s.id from (select j.id, j.state from job j where j.id > after_job order by j.id limit stretch) s
+      where s.state = 'active'
+        and not exists (select from run r where r.job = s.id) and not exists (select from history h where h.job = s.id)
+      limit most)) empty;
   -- Looked at again now that nobody else can change them.
+  perform from job j where j.id = any (ids) order by j.id for update;
   with gone as (
     delete from job j
-     where j.id = any (ids)
+     where j.id = any (ids) and j.state <> 'paused'
        and not exists (select from history h where h.job = j.id) and not exists (select from run r where r.job = j.id)
-    returning j.id
+    returning j.id, j.state
   ), labels as (
     delete from label l using gone g where l.job = g.id
   ), let_go as (
@@ -778,7 +786,8 @@ begin
   ), left_over as (
     insert into orphan select distinct digest from let_go on conflict do nothing
   )
-  select array_agg(id) into ids from gone;
+  select array_agg(id), count(*) filter (where state <> 'deleted') into ids, completed from gone;
+  perform count_1(array[-1]::smallint[], array[-completed]::bigint[]);
   return coalesce(ids, '{}');
 end $$;
 

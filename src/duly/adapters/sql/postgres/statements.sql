@@ -92,8 +92,8 @@ select id from duly.job where id > $1 order by id limit 1 offset $2
 -- name: remove_finished
 select duly.remove_finished_1($1, $2)
 
--- name: remove_deleted_jobs
-select duly.remove_deleted_jobs_1($1)
+-- name: remove_empty_jobs
+select duly.remove_empty_jobs_1($1, $2, $3)
 
 -- name: forget_workers
 select duly.forget_workers_1($1)

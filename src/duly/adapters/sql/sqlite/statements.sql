@@ -235,3 +235,10 @@ select id from job j indexed by job_state
    and not exists (select 1 from history h where h.job = j.id)
    and not exists (select 1 from run r where r.job = j.id)
  limit ?
+
+-- name: completed_and_empty
+-- A job that will not run again goes with the last that is kept of it; a paused one may be resumed.
+select id from job j
+ where id = ? and state = 'active'
+   and not exists (select 1 from history h where h.job = j.id)
+   and not exists (select 1 from run r where r.job = j.id)
