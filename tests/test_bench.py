@@ -50,3 +50,15 @@ def test_the_sketch_is_within_ten_percent(share: float) -> None:
     found = sketch.quantile(share)
     assert found is not None
     assert abs(found - exact) <= 0.12 * exact + 1
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster_is_measured_as_well() -> None:
+    """Real servers and processes, started and ended by the command."""
+    command = [sys.executable, "-m", "duly.cli", "bench", "--cluster", "--quick", "--json", "--only", "ready"]
+    done = subprocess.run([*command, "--only", "memory"], capture_output=True, text=True, timeout=100, check=True)
+    document = msgspec.json.decode(done.stdout)
+    assert document["cluster"] is True
+    names = [figure["name"] for figure in document["figures"]]
+    assert names[0] == "duly cluster, empty directory, to ready"
+    assert {"memory, servicer-0", "memory, scheduler-1", "memory, worker-1"} <= set(names)

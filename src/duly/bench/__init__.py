@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from duly.bench.measure import Figure
 
 
-def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = ()) -> int:
-    """Run the benchmark. Exit status 0; InvalidInput for a row that does not exist."""
+def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = (), cluster: bool = False) -> int:
+    """Run the benchmark, of an embedded duly or of a cluster. Exit status 0; InvalidInput for an unknown row."""
     import msgspec
     from rich.console import Console
     from rich.table import Table
 
     from duly.bench import suite
 
-    unknown = [name for name in only if name not in suite.CHOICES]
+    choices: tuple[str, ...] = suite.CHOICES
+    figures = suite.figures
+    if cluster:
+        from duly.bench import cluster as cluster_suite
+
+        choices, figures = cluster_suite.CHOICES, cluster_suite.figures
+    unknown = [name for name in only if name not in choices]
     if unknown:
-        raise InvalidInput.at("/only", f"{unknown[0]!r} is not one of {', '.join(suite.CHOICES)}")
+        raise InvalidInput.at("/only", f"{unknown[0]!r} is not one of {', '.join(choices)}")
     machine = suite.Machine.here()
     progress = Console(stderr=True)
     told = progress.is_terminal
@@ -30,9 +36,9 @@ def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = ())
         if told:
             progress.print(f"[dim]{figure.name}: {figure.value:,.3f} {figure.unit}[/dim]")
 
-    found = suite.run(only, quick=quick, each=each)
+    found = suite.run(only, quick=quick, each=each, figures=figures)
     if json:
-        document = {"machine": machine, "quick": quick, "figures": found}
+        document = {"machine": machine, "quick": quick, "cluster": cluster, "figures": found}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
         return 0
     title = f"{machine.cores} cores, Python {machine.python}, load {machine.load:.1f} at the start"

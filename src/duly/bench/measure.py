@@ -13,23 +13,42 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import httpx2
 import msgspec
 
 from duly.bench.stages import Profile, profiled
-from duly.boot import Node
 from duly.core.contract import CommandSpec, FunctionSpec, JobSpec
 from duly.core.definition import define_job, mint_job_id
 from duly.core.instants import MILLISECOND, MINUTE, SECOND, format_instant
 from duly.core.model import JobId, Run, RunState, WorkerId
-from duly.ports import RunQuery
+from duly.ports import Clock, RunQuery, Store
+from duly.roles.servicer import Servicer
 
 NOOP = "duly.bench.tasks:noop"
 ANOOP = "duly.bench.tasks:anoop"
 PATIENCE = 120 * SECOND
 _DULY = (sys.executable, "-m", "duly.cli")
+
+
+class Measured(Protocol):
+    """What is measured: a node in this process, or a servicer of a cluster."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of this machine."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """What the outcomes are read from."""
+        ...
+
+    @property
+    def servicer(self) -> Servicer:
+        """What is asked."""
+        ...
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +102,7 @@ def function(name: str, at: str = "now", **fields: object) -> JobSpec:
     return msgspec.structs.replace(JobSpec(task=FunctionSpec(name=name, mode=mode), schedule=at), **fields)
 
 
-async def create(node: Node, specs: Sequence[JobSpec], chunk: int = 5_000) -> list[JobId]:
+async def create(node: Measured, specs: Sequence[JobSpec], chunk: int = 5_000) -> list[JobId]:
     """Create jobs through the servicer's batch call; returns their ids."""
     ids: list[JobId] = []
     for start in range(0, len(specs), chunk):
@@ -94,7 +113,7 @@ async def create(node: Node, specs: Sequence[JobSpec], chunk: int = 5_000) -> li
     return ids
 
 
-async def ended(node: Node, count: int, before: int) -> None:
+async def ended(node: Measured, count: int, before: int) -> None:
     """Wait until `count` more runs have ended than `before`, by the store's own tally."""
     deadline = node.clock.monotonic() + PATIENCE
     while await ended_so_far(node) - before < count:
@@ -103,12 +122,12 @@ async def ended(node: Node, count: int, before: int) -> None:
         await node.clock.sleep(20 * MILLISECOND)  # asking costs, too
 
 
-async def ended_so_far(node: Node) -> int:
+async def ended_so_far(node: Measured) -> int:
     """Finished runs of all states."""
     return sum(sum(shard.ended.values()) for shard in await node.store.stats())
 
 
-async def runs_of(node: Node, ids: Sequence[JobId]) -> list[Run]:
+async def runs_of(node: Measured, ids: Sequence[JobId]) -> list[Run]:
     """The newest run of each job."""
     rows = await node.store.get(ids)
     return [row.last_run for row in rows if row is not None and row.last_run is not None]
@@ -117,7 +136,7 @@ async def runs_of(node: Node, ids: Sequence[JobId]) -> list[Run]:
 # -- rates --------------------------------------------------------------------------------------------------
 
 
-async def bulk_create(node: Node, count: int) -> Figure:
+async def bulk_create(node: Measured, count: int) -> Figure:
     """Jobs per second through the in-process batch call, a day ahead so that nothing else happens."""
     at = format_instant(node.clock.wall() + 86_400 * SECOND)
     specs = [function(NOOP, at)] * count
@@ -138,8 +157,8 @@ async def http_create(directory: Path, count: int) -> list[Figure]:
         url = msgspec.json.decode(await server.stdout.readline())["url"]
         body = {"task": {"kind": "function", "name": NOOP}, "schedule": "in 1d"}
         async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
-            batched = await _timed(client, "/v1/jobs/batch", {"jobs": [body] * 5_000}, max(1, count // 5_000), 1)
-            singly = await _timed(client, "/v1/jobs", body, count // 20, 32)
+            batched = await timed(client, "/v1/jobs/batch", {"jobs": [body] * 5_000}, max(1, count // 5_000), 1)
+            singly = await timed(client, "/v1/jobs", body, count // 20, 32)
     finally:
         server.terminate()
         await server.wait()
@@ -149,7 +168,7 @@ async def http_create(directory: Path, count: int) -> list[Figure]:
     ]
 
 
-async def _timed(client: httpx2.AsyncClient, path: str, body: object, requests: int, callers: int) -> float:
+async def timed(client: httpx2.AsyncClient, path: str, body: object, requests: int, callers: int) -> float:
     """Requests per second of so many callers."""
     content = msgspec.json.encode(body)
     left = iter(range(requests))
@@ -164,13 +183,13 @@ async def _timed(client: httpx2.AsyncClient, path: str, body: object, requests: 
     return requests / (asyncio.get_running_loop().time() - started)
 
 
-async def delete(node: Node, ids: Sequence[JobId]) -> None:
+async def delete(node: Measured, ids: Sequence[JobId]) -> None:
     """Delete jobs, so that the next measurement starts clean."""
     for job_id in ids:
         await node.servicer.delete_job(job_id)
 
 
-async def throughput(node: Node, count: int, name: str = NOOP) -> list[Figure]:
+async def throughput(node: Measured, count: int, name: str = NOOP) -> list[Figure]:
     """No-op runs per second with every outcome stored: a backlog drained, and creating included."""
     figures = []
     label = "sync" if name == NOOP else "async"
@@ -202,7 +221,7 @@ async def throughput(node: Node, count: int, name: str = NOOP) -> list[Figure]:
     return figures
 
 
-async def stages(node: Node, count: int) -> tuple[list[Figure], Profile]:
+async def stages(node: Measured, count: int) -> tuple[list[Figure], Profile]:
     """µs of CPU per job created and per run drained, by stage; and the profile of the draining."""
     pids = children()
     before = await ended_so_far(node)
@@ -229,7 +248,7 @@ def _cost(name: str, seconds: float, count: int, note: str = "per run") -> Figur
 # -- punctuality --------------------------------------------------------------------------------------------
 
 
-async def steady(node: Node, per_second: int, seconds: int, name: str = NOOP) -> tuple[list[int], list[int]]:
+async def steady(node: Measured, per_second: int, seconds: int, name: str = NOOP) -> tuple[list[int], list[int]]:
     """Lateness of one-time runs at a steady rate, beside the bare timer in another process at the same time."""
     period = SECOND // per_second
     count = per_second * seconds
@@ -246,7 +265,7 @@ async def steady(node: Node, per_second: int, seconds: int, name: str = NOOP) ->
     return [run.lateness or 0 for run in await runs_of(node, ids)], msgspec.json.decode(printed, type=list[int])
 
 
-async def burst(node: Node, count: int, name: str = NOOP) -> list[int]:
+async def burst(node: Measured, count: int, name: str = NOOP) -> list[int]:
     """Lateness of runs that are all due at one instant, staged ahead."""
     before = await ended_so_far(node)
     at = format_instant(node.clock.wall() + 3 * SECOND)
@@ -255,7 +274,7 @@ async def burst(node: Node, count: int, name: str = NOOP) -> list[int]:
     return [run.lateness or 0 for run in await runs_of(node, ids)]
 
 
-async def every_second(node: Node, seconds: int) -> tuple[list[int], int]:
+async def every_second(node: Measured, seconds: int) -> tuple[list[int], int]:
     """Lateness of an every-second job, and the ticks that it skipped."""
     job, _ = await node.servicer.create_job(function(NOOP, "every 1s"))
     await node.clock.sleep((seconds + 1) * SECOND)
@@ -268,7 +287,7 @@ async def every_second(node: Node, seconds: int) -> tuple[list[int], int]:
     return [run.lateness or 0 for run in done], skipped
 
 
-async def command_start(node: Node, count: int) -> list[int]:
+async def command_start(node: Measured, count: int) -> list[int]:
     """Lateness of commands that are due one after another, staged ahead."""
     first = node.clock.wall() + 2 * SECOND
     specs = [
@@ -320,7 +339,7 @@ async def memory(directory: Path, count: int) -> list[Figure]:
         body = {"task": {"kind": "function", "name": NOOP}, "schedule": "in 365d"}
         async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
             found = _residents(server.pid, "empty")
-            await _timed(client, "/v1/jobs/batch", {"jobs": [body] * 5_000}, count // 5_000, 1)
+            await timed(client, "/v1/jobs/batch", {"jobs": [body] * 5_000}, count // 5_000, 1)
             found += _residents(server.pid, f"{count:,} jobs stored")
     finally:
         server.terminate()
@@ -347,7 +366,7 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-async def recovery(node: Node) -> Figure:
+async def recovery(node: Measured) -> Figure:
     """From SIGKILL of every function process to the end of a run that is due after it."""
     for pid in children():
         os.kill(pid, signal.SIGKILL)
@@ -359,7 +378,7 @@ async def recovery(node: Node) -> Figure:
     return Figure(name="recovery after killed function processes", value=spent, unit="ms", note="to the next end")
 
 
-async def finished_history(node: Node, count: int) -> Figure:
+async def finished_history(node: Measured, count: int) -> Figure:
     """Store finished runs: those of jobs that ran every minute, a thousand each."""
     now = node.clock.wall()
     started = node.clock.monotonic()
@@ -388,7 +407,7 @@ def _finished(job_id: JobId, at: int) -> Run:
     )
 
 
-async def fill(node: Node, count: int) -> Figure:
+async def fill(node: Measured, count: int) -> Figure:
     """Store jobs that are due in a year: the table that nothing may slow down with."""
     at = node.clock.wall() + 365 * 86_400 * SECOND
     started = node.clock.monotonic()

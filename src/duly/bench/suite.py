@@ -205,7 +205,13 @@ MEASUREMENTS: dict[str, Callable[[Node, bool], AsyncIterator[Figure]]] = {
 }
 
 
-def run(only: tuple[str, ...], *, quick: bool, each: Callable[[Figure], None]) -> list[Figure]:
+def run(
+    only: tuple[str, ...],
+    *,
+    quick: bool,
+    each: Callable[[Figure], None],
+    figures: Callable[..., AsyncIterator[Figure]] = figures,
+) -> list[Figure]:
     """All figures, `each` called with one as soon as it is had."""
     import uvloop
 

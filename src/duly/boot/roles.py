@@ -17,7 +17,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from duly.adapters.system_clock import SystemClock
 from duly.boot.apps import register_apps
@@ -29,7 +29,7 @@ from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import WorkerId
 from duly.faces.probes import create_probes
 from duly.faces.transport import Transport
-from duly.ports import Clock
+from duly.ports import Clock, Store
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.scratch import Scratch
@@ -65,7 +65,6 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
     if problem:
         raise InvalidInput.at("/host", problem)
     telemetry = Telemetry()
-    name = _name(settings)
     asked = asyncio.Event()
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
@@ -73,22 +72,7 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
         own = [listen(settings.host, settings.port)] if settings.port or not given else []
         listeners = [stack.enter_context(listener) for listener in (*own, *given)]
         stack.enter_context(signals(asked))
-        store = await open_stores(stack, settings, clock)
-        blobs = open_blobs(settings, clock)
-        broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
-        servicer = Servicer(
-            name=name,
-            store=store,
-            broker=broker,
-            blobs=blobs,
-            clock=clock,
-            entropy=secrets.token_bytes,
-            dice=random.random,
-            telemetry=telemetry,
-            max_blob_bytes=settings.max_blob_bytes,
-        )
-        stack.push_async_callback(servicer.stop)
-        await servicer.start()
+        servicer = (await _colleague(stack, settings, clock, telemetry)).servicer
         app = create_app(
             servicer,
             access=Access(tokens, clock=clock),
@@ -106,6 +90,44 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
             finally:
                 stop.set()
             await servicer.drain()
+
+
+class Colleague(NamedTuple):
+    """A servicer without a face, and what it stands on."""
+
+    clock: Clock
+    store: Store
+    servicer: Servicer
+
+
+@contextlib.asynccontextmanager
+async def colleague(settings: Settings) -> AsyncIterator[Colleague]:
+    """One more servicer of a cluster, in this process."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield await _colleague(stack, settings, SystemClock(), Telemetry())
+
+
+async def _colleague(
+    stack: contextlib.AsyncExitStack, settings: Settings, clock: Clock, telemetry: Telemetry
+) -> Colleague:
+    name = _name(settings)
+    store = await open_stores(stack, settings, clock)
+    blobs = open_blobs(settings, clock)
+    broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
+    servicer = Servicer(
+        name=name,
+        store=store,
+        broker=broker,
+        blobs=blobs,
+        clock=clock,
+        entropy=secrets.token_bytes,
+        dice=random.random,
+        telemetry=telemetry,
+        max_blob_bytes=settings.max_blob_bytes,
+    )
+    stack.push_async_callback(servicer.stop)
+    await servicer.start()
+    return Colleague(clock, store, servicer)
 
 
 async def run_scheduler(settings: Settings, *, started: Started) -> None:
