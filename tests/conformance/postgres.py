@@ -143,7 +143,8 @@ def apply_migrations(db: psycopg.Connection[tuple[object, ...]], shard: str, ste
             "insert into duly.migration(number, name, digest) values (%s, %s, %s)",
             (step.number, step.name, step.digest),
         )
-    db.execute("insert into duly.shard values (%s)", (shard,))
+    if steps != 0:
+        db.execute("insert into duly.shard values (%s)", (shard,))
 
 
 @cache
