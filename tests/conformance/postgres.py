@@ -120,6 +120,16 @@ class Databases:
         self._open[name].execute(_EMPTY)
         return self.url(f"shard-{name}")
 
+    def reset_weeks(self, name: str, now: int) -> str:
+        """As `shard`, without any week but the strays."""
+        url = self.shard(name, now)
+        db = self._open[name]
+        for (week,) in db.execute(
+            r"select relname from pg_class where relname ~ '^history(_ref)?_w[0-9]+$'"
+        ).fetchall():
+            db.execute(f"drop table duly.{week}".encode())
+        return url
+
     def connection(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
         """A session in the database of a shard, for tests that look behind the store."""
         return self._open[name]

@@ -57,7 +57,7 @@ class Pruner:
         try:
             await make_weeks(self._pool)
             for (week,) in await self._pool.read(SQL["weeks"]):
-                if (week + 1) * WEEK > now - LONG_AGE:
+                if week * WEEK > now - LONG_AGE:
                     break
                 if now < self._kept_until.get(week, now):
                     continue
