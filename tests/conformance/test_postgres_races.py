@@ -105,6 +105,17 @@ async def waiting(call: asyncio.Future[Any]) -> None:
     raise AssertionError(f"it did not wait: {call!r}")
 
 
+async def waiting_for(transaction: OpenTransaction, call: asyncio.Future[Any]) -> None:
+    """Until the call waits for what this transaction holds."""
+    db = databases().connection("s0")
+    blocked = "select exists (select from pg_stat_activity where %s = any (pg_blocking_pids(pid)))"
+    while not call.done():
+        if db.execute(blocked, (transaction.db.info.backend_pid,)).fetchone() == (True,):
+            return
+        await asyncio.to_thread(db.execute, "select pg_sleep(0.002)")
+    raise AssertionError(f"it did not wait: {call!r}")
+
+
 async def behind(transaction: OpenTransaction, call: Any) -> Any:
     """What a call answers that had to wait for the transaction, which is then committed."""
     task = asyncio.ensure_future(call)
@@ -282,6 +293,27 @@ async def test_a_change_replaces_the_run_that_a_dispatch_has_just_opened(
     changed = job("a", version=2)
     assert await behind(transaction, store.change(changed, 1, [run("a", 90)], begun=frozenset({T0}))) == changed
     assert [one for one, _ in await store.due("s0", FAR, None, 10)] == [run("a", 90)]
+
+
+async def test_a_change_sees_what_becomes_of_runs_that_were_opened_while_it_waited(
+    store: PostgresStore, transaction: OpenTransaction, url: str
+) -> None:
+    """It locks them as well before it looks: none of the job's runs moves under it."""
+    await store.create([(job("a"), [run("a"), run("a", 30, manual=True)])])
+    second, third = OpenTransaction(url), OpenTransaction(url)
+    assert transaction.apply(dispatch(run("a"), opened=(run("a", 60),))) == []
+    second.db.execute("select from duly.run where scheduled = %s for update", (T0 + 30,))
+    change = asyncio.ensure_future(store.change(job("a", version=2), 1, [], begun=frozenset({T0})))
+    await waiting_for(transaction, change)
+    transaction.db.commit()
+    await waiting_for(second, change)
+    assert third.apply(dispatch(run("a", 60))) == []
+    second.db.rollback()
+    await waiting_for(third, change)
+    third.db.commit()
+    assert await change == Collision(T0 + 60)
+    second.db.close()
+    third.db.close()
 
 
 async def test_a_dispatch_that_waited_for_a_change_loses(store: PostgresStore, transaction: OpenTransaction) -> None:
