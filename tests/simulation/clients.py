@@ -10,15 +10,16 @@ import msgspec
 
 from duly.core.contract import JobSpec
 from duly.core.definition import decode
-from duly.core.errors import DulyError
+from duly.core.errors import DulyError, OutcomeUnknown, Unavailable
 from duly.core.model import JobId, RunKey, RunState, run_id
 from duly.roles.servicer import Servicer
-from simulation.loop import SECOND
+from simulation.loop import SECOND, Life
 
 if TYPE_CHECKING:
     from simulation.world import World
 
 SPOILT: Final = 0.1
+CALM_BEFORE: Final = 10 * SECOND  # a shard that has refused a servicer lately may be given up by it for so long
 SCHEDULES: Final = ("every 10s", "every 15s", "every 1m", "after 8s", "after 20s", "in 10s", "in 1m", "now")
 
 
@@ -31,6 +32,8 @@ class Client:
         self._referee = world.referee
         self._dice = world.random(f"client/{name}")
         self._gap = gap
+        self.asked: Life | None = None  # the servicer that was asked last
+        self.refusal: Exception | None = None  # what it said, if it refused
 
     async def run(self) -> None:
         """A few jobs first, then anything."""
@@ -50,12 +53,14 @@ class Client:
             return None
         host = self._dice.choice(up)
         assert host.life is not None
+        self.asked, self.refusal = host.life, None
         answer: asyncio.Future[Any] = world.loop.create_future()
         world.loop.start(host.life, _serve(work(host.roles[0]), answer))
         try:
             async with asyncio.timeout(10):
                 return await answer
         except (DulyError, TimeoutError) as error:
+            self.refusal = error
             world.faults[f"clients told {type(error).__name__}"] += 1
             return None
 
@@ -77,13 +82,31 @@ class Client:
             del body["retry"]
         if dice.random() < 0.2:
             body["jitter"] = "2s"
+        if dice.random() < 0.3:
+            body["keep"] = {"runs": dice.choice((0, 1, 3)), "for": dice.choice(("1s", "1m", "1d"))}
         spec = decode(msgspec.json.encode(body), JobSpec)
-        key = f"key-{dice.getrandbits(64):x}" if dice.random() < 0.5 else None
-        for _ in range(3 if key else 1):
+        if dice.random() < 0.5:
+            await self._create_once(spec, f"key-{dice.getrandbits(64):x}", tries=3)
+        else:
+            await self._create_somewhere(spec)
+
+    async def _create_once(self, spec: JobSpec, key: str, tries: int) -> None:
+        for _ in range(tries):
             made = await self._ask(lambda servicer: servicer.create_job(spec, key=key))
             if made is not None:
                 self._referee.acknowledged.add(JobId(made[0].id))
                 return
+
+    async def _create_somewhere(self, spec: JobSpec) -> None:
+        """Without a key: one shard that answers is enough."""
+        world = self._world
+        begun = world.loop.micros
+        made = await self._ask(lambda servicer: servicer.create_job(spec))
+        if made is not None:
+            self._referee.acknowledged.add(JobId(made[0].id))
+        elif isinstance(self.refusal, Unavailable) and not isinstance(self.refusal, OutcomeUnknown):
+            spared = world.network.spared(self.asked, since=begun - CALM_BEFORE)
+            self._referee.refused_a_creation(self.asked, spared, begun - CALM_BEFORE)
 
     async def _act(self) -> None:
         dice, referee = self._dice, self._referee

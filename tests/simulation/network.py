@@ -66,6 +66,7 @@ class Network:
         self.down: set[str] = set()
         self.silent = False  # the broker is gone
         self.held_up: dict[tuple[str, str], tuple[int, Callable[[], None]]] = {}
+        self.refused_at: dict[tuple[str, str], int] = {}  # when a call from a host to a shard was refused last
         self.severed: set[tuple[str, str]] = set()  # (host, shard): no connection between the two
         self._dice = Random(f"{seed}/network")
         self._store_dice = Random(f"{seed}/store")
@@ -137,6 +138,12 @@ class Network:
         """Calls from that host arrive at that shard."""
         return not (shard in self.down or host in self.cut or (host, shard) in self.severed)
 
+    def spared(self, caller: Life, since: int) -> list[str]:
+        """Shards that have refused nothing to that host since then, while all calls arrive in time."""
+        if self.weather.store_unavailable or self.weather.store_straggling:
+            return []
+        return [shard for shard in self.stores if self.refused_at.get((caller.name, shard), -1) < since]
+
     def call(
         self, shard: str, caller: Life, clock: NodeClock, verb: str, args: Any, kwargs: Any
     ) -> asyncio.Future[Any]:
@@ -157,6 +164,7 @@ class Network:
         failure: DulyError | None = None
         effect = True
         if not self.reaches(caller.name, shard):
+            self.refused_at[caller.name, shard] = self.loop.micros
             self.counts["store calls refused"] += 1
             failure, effect = Unavailable("simulated: no connection"), False
         elif weather.store_unavailable and dice.random() < weather.store_unavailable:

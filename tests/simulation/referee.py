@@ -14,7 +14,7 @@ are numbered as in the design notes; those above 30 were added because a mutant 
     31 an attempt is started once               32 a misfire becomes what its policy says
     33 paused and deleted jobs start nothing     34 a compare-and-set compares
     35 a worker stops before its lease ends      36 no process dies of its own code
-    37 no job lies on two shards
+    37 no job lies on two shards                38 a create without a key succeeds while one shard lives
 """
 
 from __future__ import annotations
@@ -412,6 +412,13 @@ class Referee:
             self.counts["cancels acknowledged"] += 1
             done = known.run.state == RunState.SUCCEEDED
             self.require(not done, 15, "nothing succeeds after an acknowledged cancel", key)
+
+    def refused_a_creation(self, servicer: Any, spared: Sequence[str], since: int) -> None:
+        """A client was told that no shard takes its job, by a servicer to which some have refused nothing."""
+        well = servicer.up and not servicer.frozen and self._froze.get(servicer, -1) < since
+        self.counts["creations refused"] += 1
+        name = "a create without a key succeeds while one shard lives"
+        self.require(not (well and spared), 38, name, f"{servicer} did not find {spared}")
 
     # -- what is owed ---------------------------------------------------------------------------------------
 
