@@ -238,8 +238,9 @@ class Store(Protocol):
         ...
 
     async def prune(self, limit: int) -> Pruned:
-        """Remove at most `limit` finished runs beyond their jobs' `keep`, jobs that are over (deleted, or completed)
-        once nothing is kept of them, and workers not heard of for a day. Waiting and active runs are never touched."""
+        """Remove at most `limit` finished runs beyond their jobs' `keep` (not before their time: a schedule could come
+        to an occurrence again that was cancelled ahead of it), jobs that are over (deleted, or completed) once nothing
+        is kept of them, and workers not heard of for a day. Waiting and active runs are never touched."""
         ...
 
     async def referred(self, digests: Sequence[str]) -> set[str]:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from conformance.harness import Harness
 from conformance.samples import T0, W1, W2, dispatch, ended, job, missed, retry, run, start, succeed, worker
 from duly.core.errors import Unavailable
-from duly.core.instants import DAY
+from duly.core.instants import DAY, HOUR, MINUTE, SECOND
 from duly.core.model import Attempt, CommandTask, Job, JobId, Keep, Output, Run, RunState, Term, WorkerId
 from duly.ports import Pruned, RunQuery
 
@@ -259,6 +259,7 @@ async def test_prune_keeps_the_newest_runs_of_each_job(harness: Harness) -> None
     """As many as the job says; other jobs have their own number."""
     few, many = job("a", keep=Keep(runs=3, age=DAY)), job("b", keep=Keep(runs=50, age=DAY))
     await harness.store.create([(few, [ended("a", i) for i in range(10)]), (many, [ended("b", i) for i in range(10)])])
+    await harness.passes(SECOND)
     assert await prune_all(harness) == (7, 0, set())
     assert await left(harness, "a") == [7, 8, 9]
     assert await left(harness, "b") == list(range(10))
@@ -275,8 +276,20 @@ async def test_prune_removes_runs_older_than_the_job_keeps(harness: Harness) -> 
 async def test_prune_can_keep_nothing(harness: Harness) -> None:
     """runs=0."""
     await harness.store.create([(job("a", keep=Keep(runs=0)), [ended("a", i) for i in range(5)])])
+    await harness.passes(SECOND)
     assert (await prune_all(harness))[0] == 5
     assert await left(harness, "a") == []
+
+
+async def test_prune_leaves_what_ended_ahead_of_its_time(harness: Harness) -> None:
+    """Until that has come, or the job is deleted: a changed schedule could come to it again."""
+    keep = Keep(runs=0, age=1)
+    await harness.store.create([(job("a", keep=keep), [ended("a", 0), ended("a", HOUR, finished_at=T0)])])
+    await harness.passes(MINUTE)
+    assert (await prune_all(harness))[:2] == (1, 0)
+    assert await left(harness, "a") == [HOUR]
+    await harness.store.change(job("a", keep=keep, state="deleted", version=2), 1, [])
+    assert (await prune_all(harness))[:2] == (1, 1)
 
 
 async def test_prune_never_touches_waiting_and_active_runs(harness: Harness) -> None:
@@ -294,6 +307,7 @@ async def test_prune_goes_in_steps_of_the_limit(harness: Harness) -> None:
         (job(name, keep=Keep(runs=1)), [ended(name, i) for i in range(6)]) for name in "abc"
     ]
     await harness.store.create(jobs)
+    await harness.passes(SECOND)
     first = await harness.store.prune(4)
     assert 0 < first.runs <= 4 * len(harness.store.shards)
     assert first.runs + (await prune_all(harness, 4))[0] == 15

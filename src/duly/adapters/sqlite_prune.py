@@ -31,12 +31,14 @@ def find(db: apsw.Connection, after: str, now: int, limit: int) -> Victims:
     """Look at the next jobs after `after` for at most `limit` finished runs beyond what their jobs keep."""
     found: list[tuple[int, str]] = []
     jobs: list[Any] = db.execute(SQL["history_by_job"], (now, after, STEP)).fetchall()
-    for job, keep_runs, keep_age, suspect in jobs:
+    for job, keep_runs, keep_age, suspect, goes_on in jobs:
         if suspect or keep_runs is None:
             # History without its job cannot be asked for: it goes.
             oldest = now - keep_age if keep_runs is not None else 2**62
             room = limit - len(found)
-            rows: list[Any] = db.execute(SQL["beyond_keep"], (job, oldest, keep_runs or 0, room + 1)).fetchall()
+            until = now if goes_on else 2**62
+            row = (job, oldest, keep_runs or 0, room + 1, until)
+            rows: list[Any] = db.execute(SQL["beyond_keep"], row).fetchall()
             found += [(scheduled, job) for (scheduled,) in rows[:room]]
             if len(rows) > room:
                 return Victims(found, after, more=True)

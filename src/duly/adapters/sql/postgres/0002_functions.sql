@@ -713,7 +713,7 @@ declare
 begin
   return query
   select s.id::text, v.scheduled
-    from (select j.id, j.keep_runs,
+    from (select j.id, j.keep_runs, j.state = 'deleted' as over,
                  at - j.keep_age - case when j.keep_age >= long_age then leeway else 0 end as expiry
             from job j where j.id > after_job order by j.id limit stretch) s
    cross join lateral (
@@ -724,6 +724,7 @@ begin
    cross join lateral (
          select h.scheduled from history h
           where h.job = s.id and (h.scheduled <= e.edge or h.finished < s.expiry)
+            and (h.scheduled <= at or s.over)  -- a schedule that goes on could come to it again
             and (e.edge is not null or e.oldest < s.expiry)
           order by h.scheduled limit most) v
    limit most;

@@ -210,7 +210,8 @@ delete from orphan where digest = ?
 
 -- name: history_by_job
 -- One stretch of jobs: how many finished runs each has, and whether some may be beyond what it keeps.
-select h.job, j.keep_runs, j.keep_age, h.n > j.keep_runs or h.oldest < ?1 - j.keep_age
+-- A job that is not deleted goes on: what it has behind it is not forgotten before its time.
+select h.job, j.keep_runs, j.keep_age, h.n > j.keep_runs or h.oldest < ?1 - j.keep_age, j.state <> 'deleted'
   from (select job, count(*) as n, min(scheduled) as oldest
           from history where job > ?2 group by job order by job limit ?3) h
   left join job j on j.id = h.job
@@ -219,7 +220,7 @@ select h.job, j.keep_runs, j.keep_age, h.n > j.keep_runs or h.oldest < ?1 - j.ke
 -- name: beyond_keep
 -- Those of a job's finished runs that are past the newest `keep_runs` or ended before an instant, oldest first.
 select scheduled from history h
- where h.job = ?1
+ where h.job = ?1 and h.scheduled <= ?5
    and (h.finished < ?2
         or h.scheduled <= (select k.scheduled from history k
                             where k.job = ?1 order by k.scheduled desc limit 1 offset ?3))
