@@ -84,6 +84,53 @@ async def test_a_one_time_run_that_ends_while_its_job_is_paused_is_not_opened_ag
     assert stage.started("once") == []
 
 
+@pytest.mark.parametrize("how", ["pause", "reschedule"])
+@pytest.mark.parametrize("when", ["before the change", "after the pause"])
+async def test_occurrences_that_were_pruned_do_not_run_again_when_the_clock_is_set_back(
+    stage: Stage, when: str, how: str
+) -> None:
+    """What has been is known by what waits next, and noted in the job before that goes."""
+    job = await stage.create("tick", "every 10s", keep={"runs": 0, "for": "1d"})
+    await stage.until(65 * SECOND)
+    await forget(stage)
+    back = 40 * SECOND
+    if when == "before the change":
+        stage.clock.skew -= back
+        await stage.advance(SECOND)
+    if how == "pause":
+        await stage.servicer.pause_job(job.id)
+    if when != "before the change":
+        stage.clock.skew -= back
+        await stage.advance(SECOND)
+    if how == "pause":
+        await stage.servicer.resume_job(job.id)
+    else:
+        await stage.servicer.update_job(job.id, {"schedule": "every 5s"})
+    await stage.advance(60 * SECOND)
+    runs = await stage.runs(job)
+    assert runs[0].scheduled_at > 1_800_000_060_000_000
+
+
+async def test_a_clock_that_is_set_back_does_not_hold_up_a_job_that_has_nothing_behind_it(stage: Stage) -> None:
+    """The instant before its first occurrence is of a time before it was made."""
+    job = await stage.create("new", "every 10s")
+    stage.clock.skew -= 3600 * SECOND
+    await stage.servicer.update_job(job.id, {"schedule": "every 5s"})
+    await stage.advance(30 * SECOND)
+    assert len(stage.started("new")) >= 5
+
+
+async def test_an_occurrence_cancelled_ahead_does_not_hold_up_a_new_schedule(stage: Stage) -> None:
+    """Tomorrow's was cancelled and its record is there: that is no sign of a clock that was set back."""
+    job = await stage.create("daily", "every 1d", keep={"runs": 0, "for": "1s"})
+    [run] = await stage.runs(job)
+    await stage.servicer.cancel_run(run.id)
+    await forget(stage)
+    await stage.servicer.update_job(job.id, {"schedule": "every 10s"})
+    await stage.advance(30 * SECOND)
+    assert len(stage.started("daily")) >= 2
+
+
 @pytest.mark.parametrize("state", ["deleted", "paused"])
 @pytest.mark.parametrize("end", ["failed", "handed back"])
 async def test_what_goes_back_to_waiting_while_its_job_is_changed_is_decided_anew(

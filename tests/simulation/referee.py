@@ -170,7 +170,9 @@ class Referee:
             for key in waiting:
                 del self.runs[key], self.hot[key]
             if not goes_on:
-                self._grids[job.id] = Grid(job, max(self.on.now, *self._skipped(job.id, opened)))
+                ran = [key[1] for key in self._fired if key[0] == job.id]
+                reached = min(job.reached, max(ran, default=0))  # the clock was set back since
+                self._grids[job.id] = Grid(job, max(self.on.now, reached, *self._skipped(job.id, opened)))
         self.jobs[job.id] = job
         self._open(opened)
 

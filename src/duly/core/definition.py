@@ -263,6 +263,7 @@ def define_job(
         anchored_at=anchored_at,
         body_digest=body_digest if before is None else before.body_digest,
         spent=None if before is None else before.spent,
+        reached=0 if before is None else before.reached,
     )
     wrong.attempt("/schedule", lambda: policy.schedule_of(job), None)
     wrong.settle()

@@ -161,8 +161,9 @@ class Job(Frozen, frozen=True, kw_only=True):
     """A task and a schedule, with its policies; a document with a version.
 
     `anchored_at` is the instant from which relative schedules count: creation, or the last change of schedule.
-    `body_digest` is set with an idempotency key, to tell a repeat from a clash. `spent` is the instant of a one-time
-    schedule whose run has begun or ended, noted by the next change: its history may be pruned.
+    `body_digest` is set with an idempotency key, to tell a repeat from a clash. `spent` and `reached` are what it has
+    behind it, noted when it is changed: the instant of a one-time schedule whose run has begun or ended, and the newest
+    occurrence of a recurring one that has.
     """
 
     id: JobId
@@ -195,6 +196,7 @@ class Job(Frozen, frozen=True, kw_only=True):
     version: int = 1
     body_digest: str = ""
     spent: int | None = None
+    reached: int = 0
 
 
 # -- runs ---------------------------------------------------------------------------------------------------

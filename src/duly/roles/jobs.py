@@ -40,6 +40,7 @@ from duly.core.errors import (
 from duly.core.messages import Cancel, inbox
 from duly.core.model import Job, JobId, Run, RunState
 from duly.ports import Collision, JobQuery, JobRow, RunQuery
+from duly.roles.behind import noted, unbegun_runs
 from duly.roles.desk import TRIES
 from duly.roles.runs import RunDesk
 
@@ -267,10 +268,7 @@ class JobDesk(RunDesk):
             now = await self._store.now(self._store.shard_of(before.id))
             job = change(before, now)
             begun = await self._begun_runs(job.id)
-            unbegun: frozenset[int] | None = None
-            if (instant := _instant_opened(before)) is not None:
-                unbegun = frozenset(run.scheduled_at for run in await self._unbegun_runs(job.id))
-                job = job if instant in unbegun else replace(job, spent=instant)
+            job, unbegun = await noted(self._store, before, job, now)
             opened = await self._reopened(before, job, now, begun)
             seen = frozenset(run.scheduled_at for run in begun)
             written = await self._store.change(job, before.version, opened, begun=seen, unbegun=unbegun)
@@ -288,11 +286,6 @@ class JobDesk(RunDesk):
         page = await self._store.page_runs(RunQuery(job_id=job_id, states=unfinished, limit=1000))
         return [run for run in page.items if run.attempt and not run.manual]
 
-    async def _unbegun_runs(self, job_id: JobId) -> list[Run]:
-        """The waiting runs of the schedule that have had no attempt."""
-        query = RunQuery(job_id=job_id, states=(RunState.WAITING,), oldest_first=True, limit=1000)
-        return [run for run in (await self._store.page_runs(query)).items if run.attempt == 0 and not run.manual]
-
     async def _reopened(self, before: Job, job: Job, now: int, begun: Sequence[Run]) -> list[Run]:
         """The waiting runs that a changed job shall have in place of its present ones."""
         if job.state != "active":
@@ -302,7 +295,7 @@ class JobDesk(RunDesk):
             getattr(before, name) == getattr(job, name) for name in SCHEDULE_FIELDS
         )
         if same_times:
-            waiting = await self._unbegun_runs(job.id)
+            waiting = await unbegun_runs(self._store, job.id)
             return [replace(run, priority=job.priority, job_version=job.version) for run in waiting]
         ordinal = await self._next_ordinal(job)
         if schedule.kind == "once":
@@ -314,7 +307,7 @@ class JobDesk(RunDesk):
             return [first] if first is not None and waits else []
         if schedule.kind == "delay" and begun:
             return []  # the end of the run that has begun opens the next one
-        after = max([now, *(run.scheduled_at for run in begun if run.state.active)])
+        after = max([now, job.reached, *(run.scheduled_at for run in begun if run.state.active)])
         if schedule.kind == "delay":
             after = now - 1
         return await self._on_from(job, after, ordinal)
@@ -433,14 +426,6 @@ class JobDesk(RunDesk):
 
 def _view(row: JobRow) -> JobView:
     return views.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
-
-
-def _instant_opened(job: Job) -> int | None:
-    """The instant of an active one-time job, whose run was opened with it: if it does not wait, it has been."""
-    if job.state != "active" or policy.schedule_of(job).kind != "once":
-        return None
-    run = policy.once_run(job)
-    return None if run is None else run.scheduled_at
 
 
 def _opened(job: Job, now: int) -> Sequence[Run]:

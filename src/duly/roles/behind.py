@@ -1,0 +1,45 @@
+"""What a job has behind it, noted in the job when it is changed: history is pruned, and clocks are set back.
+
+    one-time    `spent`     its instant, once its run has begun or ended
+    recurring   `reached`   the occurrence before the one that waits: no change opens an earlier one
+
+Both are told by the run that an active job has waiting, so nothing has to be written when runs end (decision 0021).
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from duly.core import policy
+from duly.core.model import Job, JobId, Run, RunState
+from duly.ports import RunQuery, Store
+
+
+async def unbegun_runs(store: Store, job_id: JobId) -> list[Run]:
+    """The waiting runs of the schedule that have had no attempt."""
+    query = RunQuery(job_id=job_id, states=(RunState.WAITING,), oldest_first=True, limit=1000)
+    return [run for run in (await store.page_runs(query)).items if run.attempt == 0 and not run.manual]
+
+
+async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, frozenset[int] | None]:
+    """The changed job with what it has behind it as `before`; and the waiting runs that must still be so for this."""
+    if before.state != "active":
+        return job, None
+    schedule = policy.schedule_of(before)
+    if schedule.kind == "delay":  # named by the ends of its runs: it never comes to the same instant again
+        return job, None
+    unbegun = frozenset(run.scheduled_at for run in await unbegun_runs(store, job.id))
+    if schedule.kind == "once":
+        run = policy.once_run(before)  # it was opened with the job: if it does not wait, it has been
+        if run is None:
+            return job, None
+        return (job if run.scheduled_at in unbegun else replace(job, spent=run.scheduled_at)), unbegun
+    behind = schedule.latest_until(min(unbegun) - 1) if unbegun else None
+    if behind is None or behind <= before.updated_at:  # none has been since the last change
+        return job, None
+    if behind > now:
+        # Either the clock was set back since, or it ended ahead of its time, of which there is a record until then.
+        found = (await store.load([(job.id, behind)]))[0]
+        if found is not None and not found[0].attempt:
+            behind = now
+    return replace(job, reached=max(before.reached, behind)), None
