@@ -462,7 +462,9 @@ class Referee:
             if job.schedule.startswith("after"):
                 self.require(len(coming) == 1, 8, name, f"{job.schedule} of {job_id} has {coming}")
         for job_id in sorted(self.acknowledged):
-            kept = self.jobs[job_id].state != "deleted"  # those that are go when their history has gone
+            # One that is over, deleted or completed, goes with the last that is kept of it.
+            over = self.jobs[job_id].state == "active" and not any(key[0] == job_id for key in self.hot)
+            kept = self.jobs[job_id].state != "deleted" and not over
             there = job_id in stored[self._homes[job_id]]
             self.require(there or not kept, 18, "what was acknowledged is there", job_id)
         for shard, jobs in stored.items():
