@@ -26,6 +26,7 @@ from duly.core.messages import Succeeded
 from duly.core.model import RunState
 from duly.roles import reports, scheduler
 from duly.roles.attempts import Shard
+from duly.roles.deliveries import Deliveries
 from duly.roles.jobs import JobDesk
 from duly.roles.offset import Offset
 from duly.roles.reports import ReportDesk
@@ -123,7 +124,7 @@ async def _nothing(*_: object) -> None:
 
 def no_redelivery() -> contextlib.AbstractContextManager[object]:
     """What a worker does not hold is never looked for."""
-    return mock.patch.object(Scheduler, "_reconcile", _nothing)
+    return mock.patch.object(Deliveries, "overdue", return_value=[])
 
 
 def lost_workers_kept() -> contextlib.AbstractContextManager[object]:

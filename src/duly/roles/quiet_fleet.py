@@ -13,6 +13,7 @@ from duly.core.agenda import Agenda
 from duly.core.instants import SECOND
 from duly.core.model import RunKey, Worker, WorkerId
 from duly.ports import Clock, Store
+from duly.roles.deliveries import is_at
 
 SILENT: Final = 2 * SECOND  # two beats
 RECENT: Final = 3 * SECOND  # a row that was written since then is that of a worker that lives
@@ -64,9 +65,7 @@ class QuietFleet:
             part = out[start : start + LOADED]
             found = await self._store.load([key for key, _, _ in part])
             for (key, attempt, worker), pair in zip(part, found, strict=True):
-                if pair is None or not (
-                    pair[0].state.active and pair[0].attempt == attempt and pair[0].worker == worker
-                ):
+                if pair is None or not is_at(pair[0], attempt, worker):
                     self._agenda.ended(key, attempt)
 
     def forget(self) -> None:

@@ -37,20 +37,19 @@ from duly.core.messages import (
     hints,
     inbox,
 )
-from duly.core.model import Job, JobId, Run, RunKey, RunState, Term, WorkerId
+from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
 from duly.ports import Broker, Clock, Store, Subscription
+from duly.roles.deliveries import Deliveries, is_at
 from duly.roles.loop import Loop
 from duly.roles.quiet_fleet import QuietFleet
+from duly.roles.window import Page, Window
 from duly.telemetry import Telemetry
 
 log = logging.getLogger("duly.scheduler")
 
 MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
 PAGE: Final = 4_096
-HEAD: Final = 512  # runs that are looked at for what no hint told, while there are more than the agenda takes
 IN_FLIGHT: Final = 4  # dispatch commits under way at once
-UNDELIVERED_AFTER: Final = 3 * SECOND
-FRESH: Final = SECOND  # a worker waits no longer for the answer to a beat
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,13 +61,6 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     refill: int = SECOND
     term_ttl: int = 3 * SECOND
     worker_ttl: int = 5 * SECOND
-
-
-class _Missing(msgspec.Struct):
-    """Attempts that count as out at a worker whose last beat, at `at`, did not hold them; and since when that is so."""
-
-    at: int
-    since: dict[tuple[RunKey, int], int]
 
 
 class Scheduler(Loop):
@@ -97,21 +89,24 @@ class Scheduler(Loop):
         self._dice = dice
         self._settings = settings or SchedulerSettings()
         self._agenda = Agenda()
+        self._window = Window(
+            shard=shard,
+            store=store,
+            agenda=self._agenda,
+            width=self._settings.window,
+            interval=self._settings.refill,
+        )
+        self._deliveries = Deliveries(
+            store=store, clock=clock, agenda=self._agenda, worker_ttl=self._settings.worker_ttl
+        )
         self._quiet = QuietFleet(shard=shard, store=store, clock=clock, agenda=self._agenda)
         self._wake = asyncio.Event()
         self._trusted_until = 0
         self._next_renewal = 0
-        self._next_refill = 0
         self._next_recovery = 0
         self._unclear_until = 0  # monotonic: the clock went back lately, so that leases and due times do not compare
-        self._cursor: tuple[int, JobId, int] | None = None
-        self._refilling: asyncio.Task[None] | None = None
-        self._picked: set[RunKey] = set()  # since the refill under way began: what it read of them is old
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
-        self._missing: dict[WorkerId, _Missing] = {}
-        self._fastest: dict[WorkerId, int] = {}  # the least that its beats took, by clocks that begin anywhere
-        self._committing: set[tuple[RunKey, int]] = set()  # they count as out, and may not be yet
         self._subscriptions: list[Subscription] = []
 
     @property
@@ -198,8 +193,8 @@ class Scheduler(Loop):
         self.term = None
         self._agenda.clear()
         self._quiet.forget()
-        self._missing.clear()
-        self._cursor = None
+        self._deliveries.forget()
+        self._window.reset()
 
     async def _take_over(self) -> None:
         """Read what is out, so that overlap and slots are known from the first dispatch on."""
@@ -208,9 +203,7 @@ class Scheduler(Loop):
         self._telemetry.fence(self.shard, self.term.fence)
         await self._settle()  # a dispatch that commits after the reading would be out without being known
         self._agenda.clear()
-        monotonic = self._clock.monotonic()
-        self._missing = {worker: _Missing(monotonic, {}) for worker in self._agenda.seats}
-        self._cursor = None
+        self._deliveries.begin()
         after: RunKey | None = None
         while True:
             page = await self._store.active(self.shard, after, PAGE)
@@ -218,30 +211,28 @@ class Scheduler(Loop):
             if len(page) < PAGE:
                 break
             after = page[-1][0].key
-        self._next_refill = self._next_recovery = 0
+        self._window.reset()
+        self._next_recovery = 0
 
     async def _turn(self) -> None:
         """One round: refill, recover, decide overlaps, dispatch; then wait for the next thing to do."""
         self._wake.clear()
         now = await self._now()
         monotonic = self._clock.monotonic()
-        if self._refilling is None and (
-            monotonic >= self._next_refill or (len(self._agenda) < self._agenda.bound // 2 and self._cursor is not None)
-        ):
-            self._start_refill(now, monotonic)
+        page = self._window.begin(monotonic)
+        if page is not None:
+            self.spawn(self._refill(page, now), "refill")
         if monotonic >= self._next_recovery:
             self._next_recovery = monotonic + self._settings.refill
             await self._recover(now)
-            await self._forget_silent()
-            heard = {worker: told.at for worker, told in self._missing.items()}
-            await self._quiet.look(now, heard, self._committing)
+            await self._deliveries.forget_silent()
+            await self._quiet.look(now, self._deliveries.heard, self._deliveries.committing)
         await self._decide_overlaps(now)
         while len(self._in_flight) < IN_FLIGHT:
             placements = self._agenda.pick(now, self._settings.lead, MAX_ASSIGN)
             if not placements:
                 break
-            if self._refilling is not None:
-                self._picked.update(placement.run.key for placement in placements)
+            self._window.picked(placement.run.key for placement in placements)
             self._start_dispatch(placements, now)
         if self._in_flight and len(self._in_flight) >= IN_FLIGHT:
             await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
@@ -256,7 +247,7 @@ class Scheduler(Loop):
         step = self._agenda.steps.see(before, now, after)
         if step:
             log.warning("shard %s: its clock was set by %+.3f s", self.shard, step / SECOND)
-            self._next_refill = after
+            self._window.next_reading = after
         if step < 0:
             self._unclear_until = after + 2 * self._settings.worker_ttl
             self._agenda.replan()
@@ -264,43 +255,17 @@ class Scheduler(Loop):
 
     def _pause(self, now: int, monotonic: int) -> int:
         """µs until there is something to do without being woken."""
-        until = min(self._next_refill, self._next_recovery, self._next_renewal) - monotonic
+        until = min(self._window.next_reading, self._next_recovery, self._next_renewal) - monotonic
         next_wake = self._agenda.next_wake(self._settings.lead)
         if next_wake is not None:
             until = min(until, next_wake - now)
         return max(0, until)
 
-    def _start_refill(self, now: int, monotonic: int) -> None:
-        """Read waiting runs of the window, beside the dispatching: from the last page on, or from the start.
-
-        With more due than fits into memory, the periodic reading looks at the head only: a run that no hint told
-        of is found there when its turn comes.
-        """
-        after, limit = self._cursor, min(PAGE, self._agenda.room)
-        if monotonic >= self._next_refill:
-            self._next_refill = monotonic + self._settings.refill
-            if after is not None:
-                after, limit = None, HEAD
-        if limit > 0:
-            self._picked.clear()
-            self._refilling = self.spawn(self._refill(now, after, limit), "refill")
-
-    async def _refill(self, now: int, after: tuple[int, JobId, int] | None, limit: int) -> None:
+    async def _refill(self, page: Page, now: int) -> None:
         term = self.term
-        try:
-            page = await self._store.due(self.shard, now + self._settings.window, after, limit)
-        except DulyError as error:
-            log.warning("shard %s: what is due could not be read: %s", self.shard, error)
-            return
-        finally:
-            self._refilling = None
-        if self.term is None or term is None or self.term.fence != term.fence:
-            return
-        picked = self._picked
-        self._agenda.add([pair for pair in page if pair[0].key not in picked] if picked else page, now)
-        if after == self._cursor:  # it was no look at the head
-            last = page[-1][0] if len(page) == limit else None
-            self._cursor = None if last is None else (last.due_at, last.job_id, last.scheduled_at)
+        await self._window.read(
+            page, now, lambda: self.term is not None and term is not None and self.term.fence == term.fence
+        )
         self._telemetry.agenda(self.shard, len(self._agenda))
         self._wake.set()
 
@@ -328,7 +293,7 @@ class Scheduler(Loop):
             transitions.append(outcome)
             given.append(placement)
         committing = [(placement.run.key, placement.run.attempt + 1) for placement in given]
-        self._committing.update(committing)
+        self._deliveries.committing.update(committing)
         try:
             losers = set(await self._apply(transitions))
         except OutcomeUnknown:
@@ -339,7 +304,7 @@ class Scheduler(Loop):
                 self._agenda.ended(placement.run.key, placement.run.attempt + 1)
             raise
         finally:
-            self._committing.difference_update(committing)
+            self._deliveries.committing.difference_update(committing)
         batches: dict[WorkerId, list[Assignment]] = {}
         opened: list[tuple[Run, Job]] = []
         sent = 0
@@ -398,7 +363,7 @@ class Scheduler(Loop):
                     await self._cancel(key, attempt, worker, now)
 
     async def _cancel(self, key: RunKey, attempt: int, worker: WorkerId, now: int) -> None:
-        if (key, attempt) in self._committing:
+        if (key, attempt) in self._deliveries.committing:
             await self._settle()
         found = (await self._store.load([key]))[0]
         if found is None or not found[0].state.active:
@@ -448,34 +413,13 @@ class Scheduler(Loop):
             opened = [transition.run, *transition.opened]
             self._agenda.add([(each, job) for each in opened if self._is_near(each, now)], now)
 
-    async def _reconcile(self, worker: WorkerId, held: tuple[tuple[RunKey, int], ...], now: int) -> None:
-        """Attempts that count as out at a worker that does not hold them, beat after beat, are not there.
-
-        They never arrived (a message or the scheduler that was to send it was lost), were dropped when the worker
-        could not trust its lease, or have ended and nobody was told.
-        """
-        monotonic = self._clock.monotonic()
-        holds = set(held)
-        before = self._missing.get(worker)
-        if before is None or monotonic - before.at > UNDELIVERED_AFTER:
-            before = _Missing(monotonic, {})  # it was silent, so what it says may be older than what it was sent
-        missing = {
-            pair: before.since.get(pair, monotonic)
-            for pair in self._agenda.out_at(worker)
-            if pair not in holds and pair not in self._committing
-        }
-        self._missing[worker] = _Missing(monotonic, missing)
-        overdue = [pair for pair, since in missing.items() if monotonic - since >= UNDELIVERED_AFTER]
-        if overdue:
-            await self._not_there(worker, overdue, now)
-
     async def _not_there(self, worker: WorkerId, attempts: list[tuple[RunKey, int]], now: int) -> None:
         """What the store has at this worker waits again, or is lost as its job says; the rest is not out any more."""
         found = await self._store.load([key for key, _ in attempts])
         transitions: list[Transition] = []
         pairs: list[tuple[Run, Job]] = []
         for (key, attempt), pair in zip(attempts, found, strict=True):
-            if pair is None or not _is_at(pair[0], attempt, worker):
+            if pair is None or not is_at(pair[0], attempt, worker):
                 self._agenda.ended(key, attempt)
                 continue
             event = WorkerLost(attempt=attempt, worker=worker, lease_until=now, delivered=False)
@@ -484,25 +428,6 @@ class Scheduler(Loop):
                 transitions.append(outcome)
                 pairs.append(pair)
         await self._carry_out(transitions, pairs, now)
-
-    async def _forget_silent(self) -> None:
-        """Workers that do not beat are given nothing more; what has ended there without a word is not out any more."""
-        oldest = self._clock.monotonic() - self._settings.worker_ttl
-        for worker in [worker for worker, told in self._missing.items() if told.at < oldest]:
-            del self._missing[worker]
-            self._fastest.pop(worker, None)
-            self._agenda.unseat(worker)
-        orphans = [
-            (key, attempt, worker)
-            for key, attempt, worker in self._agenda.orphans()
-            if (key, attempt) not in self._committing
-        ]
-        if not orphans:
-            return
-        found = await self._store.load([key for key, _, _ in orphans])
-        for (key, attempt, worker), pair in zip(orphans, found, strict=True):
-            if pair is None or not _is_at(pair[0], attempt, worker):
-                self._agenda.ended(key, attempt)
 
     # -- what others tell -----------------------------------------------------------------------------------
 
@@ -530,41 +455,19 @@ class Scheduler(Loop):
         if not isinstance(message, Beat) or not self.leading:
             return None
         asked = self._clock.monotonic()
-        fresh = self._is_fresh(message, asked)
+        fresh = self._deliveries.is_fresh(message, asked)
         written = await self._store.beat(self.shard, message.worker, self._settings.worker_ttl)
         now = await self._store.now(self.shard)
         if written.state == "lost" or self._clock.monotonic() - asked >= self._settings.worker_ttl:
             self._agenda.unseat(written.id)
             return BeatAnswer(shard=self.shard, now=now, lease_until=min(written.lease_until, now), stale=message.held)
         self._agenda.seat(written, message.capacity)
-        if fresh:
-            await self._reconcile(written.id, message.held, now)
-        stale = await self._stale(written.id, message.held)
+        overdue = self._deliveries.overdue(written.id, message.held) if fresh else []
+        if overdue:
+            await self._not_there(written.id, overdue, now)
+        stale = await self._deliveries.stale(written.id, message.held)
         self._wake.set()
         # The worker counts the lease from the moment it asked, so it is told how long that is: the clock may have
         # been set between the two readings.
         lease_until = now + written.lease_until - written.beat_at
         return BeatAnswer(shard=self.shard, now=now, lease_until=lease_until, stale=stale)
-
-    def _is_fresh(self, beat: Beat, received: int) -> bool:
-        """False for a beat that waited somewhere: what it says may be older than what its worker was sent since."""
-        took = received - beat.sent
-        fastest = self._fastest[beat.worker.id] = min(took, self._fastest.get(beat.worker.id, took))
-        return not beat.sent or took - fastest <= FRESH
-
-    async def _stale(self, worker: WorkerId, held: tuple[tuple[RunKey, int], ...]) -> tuple[tuple[RunKey, int], ...]:
-        """Of the attempts that a worker holds, those that the store has ended or given to another."""
-        unknown = [pair for pair in held if not self._agenda.is_out(*pair)]
-        if not unknown:
-            return ()
-        found = await self._store.load([key for key, _ in unknown])
-        stale = []
-        for (key, attempt), pair in zip(unknown, found, strict=True):
-            if pair is None or not _is_at(pair[0], attempt, worker):
-                stale.append((key, attempt))
-        return tuple(stale)
-
-
-def _is_at(run: Run, attempt: int, worker: WorkerId) -> bool:
-    """True while the store has this attempt out at this worker."""
-    return run.state.active and run.attempt == attempt and run.worker == worker
