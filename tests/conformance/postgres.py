@@ -118,6 +118,7 @@ class Databases:
             db.execute("select duly.make_weeks_1(%s::bigint[], %s)", (weeks, WEEK))
             self._open[name] = db
         self._open[name].execute(_EMPTY)
+        self.clock_file.write_text(str(now))
         return self.url(f"shard-{name}")
 
     def reset_weeks(self, name: str, now: int) -> str:

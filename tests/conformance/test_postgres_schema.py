@@ -264,7 +264,7 @@ CALLS: dict[str, Any] = {
     "expired": f"select * from duly.expired_runs_1(0, {T0}, 0, 100)",
     "beyond keep": "select * from duly.beyond_keep_1('j00100', 100, 0, 0, 10)",
     "remove finished": f"select duly.remove_finished_1(array['j00001'], array[{T0 - 9}])",
-    "remove jobs": "select duly.remove_deleted_jobs_1(10)",
+    "remove jobs": "select duly.remove_empty_jobs_1('', 100, 10)",
     "orphans": "select duly.orphans_1('{}', 100)",
 }
 

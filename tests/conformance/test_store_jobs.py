@@ -377,10 +377,10 @@ async def test_page_jobs_keeps_to_the_limit(harness: Harness) -> None:
 @pytest.mark.parametrize("order", ["created", "-created", "name", "-name"])
 async def test_page_jobs_cursor_stays_valid_while_jobs_come_and_go(harness: Harness, order: Any) -> None:
     """None is shown twice, none that stays is left out."""
-    await harness.store.create([(job(name, name=f"n-{name}"), []) for name in "bdfhj"])
+    await harness.store.create([(job(name, name=f"n-{name}"), [run(name)]) for name in "bdfhj"])
     page = await harness.store.page_jobs(JobQuery(order=order, limit=2))
     seen = [row.job.id for row in page.items]
-    await harness.store.create([(job(name, name=f"n-{name}"), []) for name in "aceg"])
+    await harness.store.create([(job(name, name=f"n-{name}"), [run(name)]) for name in "aceg"])
     for name in seen:
         await harness.store.change(job(name, name=f"n-{name}", state="deleted", version=2), 1, [])
     await harness.store.prune(10)

@@ -41,7 +41,8 @@ import asyncpg
 from msgspec.structs import replace
 
 from duly.adapters import postgres_changes, postgres_pages, postgres_schema
-from duly.adapters.postgres_changes import MAX_JOBS, Args, call
+from duly.adapters.postgres_batches import Batches
+from duly.adapters.postgres_changes import MAX_JOBS, MAX_ROWS, Args, call
 from duly.adapters.postgres_clock import ShardClock
 from duly.adapters.postgres_pool import CONNECTIONS, Pool, Row
 from duly.adapters.postgres_prune import Pruner
@@ -86,6 +87,8 @@ class PostgresStore:
         self._pruner = Pruner(self._pool)
         self._slots = Slots(shard, self._pool)
         self._jobs: Recent[str, Job] = Recent(REMEMBERED_JOBS)  # by document
+        self._creations = Batches(self._create, most=MAX_JOBS)
+        self._applications = Batches(self._apply, most=MAX_ROWS)
         self._checked = False
         self._closed = False
 
@@ -110,9 +113,11 @@ class PostgresStore:
         return await self._clock.now()
 
     async def create(self, jobs: Sequence[tuple[Job, Sequence[Run]]]) -> list[Job | None]:
-        if not jobs:
-            return []
-        pool = await self._ready()
+        await self._ready()
+        return await self._creations.submit(None, jobs) if jobs else []
+
+    async def _create(self, _: None, jobs: Sequence[tuple[Job, Sequence[Run]]]) -> list[Job | None]:
+        pool = self._pool
         now = await self._clock.now()
         first = {job.id: i for i, (job, _) in reversed(list(enumerate(jobs)))}
         items = [jobs[i] for i in sorted(first.values())]
@@ -136,7 +141,7 @@ class PostgresStore:
             elif job.id in existing:
                 answers.append(existing[job.id])
             else:  # it was pruned just now
-                answers += await self.create([(job, runs)])
+                answers += await self._create(None, [(job, runs)])
         return answers
 
     async def get(self, job_ids: Sequence[JobId]) -> list[JobRow | None]:
@@ -212,15 +217,22 @@ class PostgresStore:
     async def apply(
         self, transitions: Sequence[Transition], *, shard: str | None = None, fence: int | None = None
     ) -> list[int]:
-        pool = await self._ready(shard)
+        await self._ready(shard)
         if not transitions:
             return []
+        lost = await self._applications.submit(fence, transitions)
+        return [i for i, loser in enumerate(lost) if loser]
+
+    async def _apply(self, fence: int | None, transitions: Sequence[Transition]) -> list[bool]:
         now = await self._clock.now()
         batches = [
             [fence, *postgres_changes.application(transitions, batch, now)]
             for batch in postgres_changes.rounds(transitions)
         ]
-        return sorted(await _carry_out(pool, "apply_runs_1", batches))
+        lost = [False] * len(transitions)
+        for loser in await _carry_out(self._pool, "apply_runs_1", batches):
+            lost[loser] = True
+        return lost
 
     async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
         pool = await self._ready()
@@ -326,6 +338,8 @@ class PostgresStore:
         if self._closed:
             return
         self._closed = True
+        await self._creations.drain()
+        await self._applications.drain()
         await self._clock.close()
         await self._pool.close()
 
