@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 
+from duly.core.errors import Fenced, OutcomeUnknown
 from duly.core.instants import HOUR, MILLISECOND, MINUTE, SECOND
+from duly.core.machine import Transition
 from duly.core.messages import AnyMessage, Assign
 from duly.core.model import RunState
 from duly.roles.scheduler import Scheduler
@@ -146,6 +151,32 @@ async def test_one_leads_and_another_stands_by(stage: Stage) -> None:
     await stage.advance(2 * SECOND)
     assert await stage.words(job) == ["succeeded"]
     await standby.stop()
+
+
+async def test_a_dispatch_that_is_committed_after_it_was_given_up_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leads on has read what is out before it came: under the same fence nobody would ever have known of it."""
+    real = stage.store.apply
+    late: list[Callable[[], Coroutine[Any, Any, list[int]]]] = []
+
+    async def apply(transitions: Sequence[Transition], **kwargs: Any) -> list[int]:
+        if not late and any(t.run.state == RunState.DISPATCHED for t in transitions):
+            late.append(partial(real, transitions, **kwargs))
+            raise OutcomeUnknown("it is on its way")
+        return await real(transitions, **kwargs)
+
+    monkeypatch.setattr(stage.store, "apply", apply)
+    await stage.advance(SECOND)
+    job = await stage.create("s", "in 1s")
+    await stage.advance(510 * MILLISECOND)
+    assert len(late) == 1
+    await stage.advance(100 * MILLISECOND)
+    assert stage.node.schedulers[0].leading  # again
+    with pytest.raises(Fenced):
+        await late[0]()
+    await stage.advance(10 * SECOND)
+    assert await stage.words(job) == ["succeeded"]
 
 
 async def test_a_clean_stop_hands_over_at_once(stage: Stage) -> None:

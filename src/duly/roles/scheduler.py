@@ -104,6 +104,7 @@ class Scheduler(Loop):
         self._trusted_until = 0
         self._next_renewal = 0
         self._next_recovery = 0
+        self._in_doubt = False  # a dispatch under the present fence may still be on its way
         self._unclear_until = 0  # monotonic: the clock went back lately, so that leases and due times do not compare
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
@@ -169,6 +170,9 @@ class Scheduler(Loop):
             return True
         if self.term is not None and asked_at >= self._trusted_until:
             self._step_down("not renewed in time")
+        if self._in_doubt:
+            await self._store.hold(self.shard, self.owner, 0, release=True)  # the next fence refuses what comes late
+            self._in_doubt = False
         ttl = self._settings.term_ttl
         term = await self._store.hold(self.shard, self.owner, ttl)
         if term.owner != self.owner:
@@ -183,6 +187,9 @@ class Scheduler(Loop):
             except BaseException:  # whoever leads without knowing what is out lets runs overlap
                 self._step_down("taking over failed")
                 raise
+            if self._in_doubt:  # a dispatch of before, which had to end first
+                self._step_down("what became of a dispatch is unknown")
+                return False
         self.term = term
         return self.leading
 
@@ -297,6 +304,7 @@ class Scheduler(Loop):
         try:
             losers = set(await self._apply(transitions))
         except OutcomeUnknown:
+            self._in_doubt = True
             self._step_down("what became of a dispatch is unknown")  # taking over again reads what is out
             raise
         except BaseException:
