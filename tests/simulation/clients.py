@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 SPOILT: Final = 0.1
+ONCE: Final = decode(b'{"task": {"kind": "function", "name": "m:f"}, "schedule": "in 10s"}', JobSpec)
 CALM_BEFORE: Final = 10 * SECOND  # a shard that has refused a servicer lately may be given up by it for so long
 SCHEDULES: Final = ("every 10s", "every 15s", "every 1m", "after 8s", "after 20s", "in 10s", "in 1m", "now")
 
@@ -89,6 +90,10 @@ class Client:
             await self._create_once(spec, f"key-{dice.getrandbits(64):x}", tries=3)
         else:
             await self._create_somewhere(spec)
+
+    async def create_keyed(self, key: str) -> None:
+        """A job for which several ask by the same key."""
+        await self._create_once(ONCE, key, tries=1)
 
     async def _create_once(self, spec: JobSpec, key: str, tries: int) -> None:
         for _ in range(tries):

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from duly.adapters import sqlite_apply, sqlite_bulk
 from duly.adapters.sql import statements
+from duly.adapters.sqlite_slots import Ownership
 from duly.adapters.sqlite_store import SqliteStore
 from duly.core import machine, policy
 from duly.core.agenda import Agenda
@@ -24,7 +25,7 @@ from duly.core.errors import DulyError
 from duly.core.machine import Dispatch, Transition, WorkerLost
 from duly.core.messages import Succeeded
 from duly.core.model import RunState
-from duly.roles import reports, scheduler
+from duly.roles import jobs, reports, scheduler
 from duly.roles.attempts import Shard
 from duly.roles.deliveries import Deliveries
 from duly.roles.jobs import JobDesk
@@ -66,6 +67,22 @@ def fence_not_raised() -> Iterator[None]:
 
     with mock.patch.object(SqliteStore, "hold", hold):
         yield
+
+
+@contextlib.contextmanager
+def stale_map_accepted() -> Iterator[None]:
+    """A shard takes every job that it is sent, whatever its slot map says."""
+    with mock.patch.object(Ownership, "guarding", lambda self, job_ids, create: create):
+        yield
+
+
+def spent_forgotten() -> contextlib.AbstractContextManager[object]:
+    """A job that is changed does not note what it has behind it."""
+
+    async def noted(store: Any, before: Any, job: Any, now: int) -> Any:
+        return job, None
+
+    return mock.patch.object(jobs, "noted", noted)
 
 
 def completion_ignores_attempt() -> contextlib.AbstractContextManager[object]:
@@ -279,6 +296,8 @@ MUTANTS: Final[dict[str, Mutant]] = {
     for mutant in (
         unfenced_writes,
         fence_not_raised,
+        stale_map_accepted,
+        spent_forgotten,
         completion_ignores_attempt,
         completion_by_worker_name,
         attempt_not_raised,

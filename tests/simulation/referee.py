@@ -64,7 +64,7 @@ class Referee:
         self._done: dict[tuple[RunKey, int, str], bytes] = {}
         self._grids: dict[JobId, Grid] = {}
         self._spans: list[tuple[JobId, int, int]] = []  # summary records: job, from, until
-        self._homes: dict[JobId, str] = {}
+        self.homes: dict[JobId, str] = {}
         self._left: dict[JobId, tuple[int, int]] = {}  # of the runs that were out lately: newest instant, true time
         self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
         self._froze: dict[Any, int] = {}
@@ -143,7 +143,7 @@ class Referee:
                 self._expired(result)
 
     def _created(self, job: Job, runs: Sequence[Run]) -> None:
-        home = self._homes.setdefault(job.id, self.on.name)
+        home = self.homes.setdefault(job.id, self.on.name)
         self.require(home == self.on.name, 37, "no job lies on two shards", f"{job.id} on {home} and on {self.on.name}")
         self.note("created", job.id, job.schedule, self.on.now)
         self.counts["jobs"] += 1
@@ -170,8 +170,12 @@ class Referee:
             for key in waiting:
                 del self.runs[key], self.hot[key]
             if not goes_on:
-                ran = [key[1] for key in self._fired if key[0] == job.id]
-                reached = min(job.reached, max(ran, default=0))  # the clock was set back since
+                been = [
+                    key[1]
+                    for key, known in self.runs.items()
+                    if key[0] == job.id and (known.run.attempt or known.run.state.terminal)
+                ]
+                reached = min(job.reached, max(been, default=0))  # the clock was set back since
                 self._grids[job.id] = Grid(job, max(self.on.now, reached, *self._skipped(job.id, opened)))
         self.jobs[job.id] = job
         self._open(opened)
@@ -440,20 +444,26 @@ class Referee:
                 self.require(covered, 7, "every owed instant has a row", f"{grid.job.schedule} of {job_id} at {at}")
             at += period
 
-    def settle(self, now: Mapping[str, int], patience: int, stored: Mapping[str, set[JobId]]) -> None:
+    def settle(
+        self,
+        now: Mapping[str, int],
+        patience: int,
+        stored: Mapping[str, set[JobId]],
+        shard_of: Callable[[JobId], str],
+    ) -> None:
         """The end: all that was due `patience` ago has ended, schedules go on, nothing acknowledged is missing.
 
-        `now` is each shard's clock, `stored` the jobs that each has.
+        `now` is each shard's clock, `stored` the jobs that each has, `shard_of` what the slot map in force says.
         """
         name = "once healed, everything ends and schedules go on"
         for known in self.hot.values():
             run = known.run
-            over = now[self._homes[run.job_id]] - run.due_at
+            over = now[self.homes[run.job_id]] - run.due_at
             self.require(
                 over <= patience, 8, name, f"{run.id} is {run.state.name} ({run.held_by}) {over} µs after its time"
             )
         for job_id, job in self.jobs.items():
-            self._settle_grid(job_id, now[self._homes[job_id]] - patience)
+            self._settle_grid(job_id, now[self.homes[job_id]] - patience)
             if job.state != "active":
                 continue
             coming = [key for key, known in self.hot.items() if key[0] == job_id and not known.run.manual]
@@ -465,8 +475,8 @@ class Referee:
             # One that is over, deleted or completed, goes with the last that is kept of it.
             over = self.jobs[job_id].state == "active" and not any(key[0] == job_id for key in self.hot)
             kept = self.jobs[job_id].state != "deleted" and not over
-            there = job_id in stored[self._homes[job_id]]
+            there = job_id in stored[self.homes[job_id]]
             self.require(there or not kept, 18, "what was acknowledged is there", job_id)
         for shard, jobs in stored.items():
-            astray = [job_id for job_id in jobs if self._homes[job_id] != shard]
+            astray = [job_id for job_id in jobs if not self.homes[job_id] == shard == shard_of(job_id)]
             self.require(not astray, 37, "no job lies on two shards", f"on {shard}: {astray}")

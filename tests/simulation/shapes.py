@@ -14,7 +14,7 @@ FAULTS: Final = (
     "lose", "double", "straggle", "refuse", "unknown", "slow store",
     "fail", "hang", "crash child", "kill worker", "slow", "no slot",
 )  # fmt: skip
-OF_THE_RING: Final = ("broker down", "shard down", "sever", "hold up a leader")
+OF_THE_RING: Final = ("broker down", "shard down", "sever", "hold up a leader", "move slots")
 SINGLE: Final = frozenset(FAULTS[:7] + OF_THE_RING)  # those that strike at an instant; the others are rates
 
 

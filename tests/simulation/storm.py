@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from simulation.loop import SECOND, Life
 from simulation.network import Weather
+from simulation.slot_operator import Operator
 from simulation.script import Tempers
 from simulation.shapes import SINGLE
 
@@ -32,6 +33,7 @@ class Storm:
         self._dice = world.dice
         self._loop = world.loop
         self._network = world.network
+        self._operator = Operator(world, self._loop)
 
     def begin(self) -> None:
         """Draw how bad it is, and begin to draw single faults."""
@@ -152,6 +154,8 @@ class Storm:
                 self._loop.later(self._for(120 * SECOND, least=20 * SECOND), self._broker_up)
             case "hold up a leader":
                 self._hold_up(self._one_of(world.shards))
+            case "move slots":
+                self._operator.begin()
 
     def _cut(self, host: Host) -> None:
         self._world.faults["partitions"] += 1

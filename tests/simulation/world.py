@@ -224,6 +224,11 @@ class World:
 
     # -- the whole ------------------------------------------------------------------------------------------
 
+    def slot_map(self) -> SlotMap:
+        """The one in force."""
+        kept = [at_once(store.slots(shard)) for shard, store in self.stores.items()]
+        return max((each for each in kept if each is not None), key=lambda each: each.epoch)
+
     async def run(self) -> None:
         """From beginning to end. Raises Violation."""
         for shard, store in self.stores.items():
@@ -244,7 +249,8 @@ class World:
             if client.done():
                 client.result()
         stored = {shard: _jobs_in(store) for shard, store in self.stores.items()}
-        self.referee.settle({shard: clock.wall() for shard, clock in self.clocks.items()}, PATIENCE, stored)
+        now = {shard: clock.wall() for shard, clock in self.clocks.items()}
+        self.referee.settle(now, PATIENCE, stored, self.slot_map().shard_of)
 
     def _judge_processes(self) -> None:
         for host in self.hosts:
