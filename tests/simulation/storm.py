@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from simulation.loop import SECOND, Life
 from simulation.network import Weather
-from simulation.slot_operator import Operator
 from simulation.script import Tempers
 from simulation.shapes import SINGLE
+from simulation.slot_operator import Operator
 
 if TYPE_CHECKING:
     from simulation.world import Host, World
