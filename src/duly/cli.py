@@ -65,6 +65,7 @@ _offer(
     list='list_members: Show what runs in the cluster of a directory. | {"url", "pid", "members": […]}',
     stop="stop: Stop one process, by name, until it is started again. | as list",
     start="start: Start a stopped process again. | as list",
+    promote="promote: Let the standby of a shard lead; what led is made its standby. | as list",
     kill="kill: Kill a process, as a crash would; the cluster starts it again. | as list",
 )
 _offer(

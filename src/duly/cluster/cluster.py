@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from duly.cluster.control import Told, controlled
 from duly.cluster.home import Home, Identity
 from duly.cluster.nats_server import NatsServers
 from duly.cluster.postgres_server import PostgresServer, free_ports
+from duly.cluster.shard import Shard
 from duly.cluster.supervision import Program, Supervised, turn_over
 from duly.core.errors import DulyError, InvalidInput, NotFound, TimedOut
 from duly.core.instants import MILLISECOND, SECOND
@@ -40,7 +42,7 @@ log = logging.getLogger("duly.cluster")
 
 READY_WITHIN: Final = 60 * SECOND
 LOGS_EVERY: Final = 30 * SECOND  # between two looks at the size of the logs
-POSTGRES_OPTIONS: Final = ("shared_buffers=64MB", "max_connections=200")
+POSTGRES_OPTIONS: Final = ("shared_buffers=64MB", "max_connections=200", "wal_keep_size=512MB")
 BACKLOG: Final = 1_024
 
 
@@ -52,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     schedulers: int = 2
     workers: int = 4
     nats: int = 1
+    standbys: int = 0
 
 
 class Cluster:
@@ -66,7 +69,7 @@ class Cluster:
         self._settings = settings
         self._clock = clock
         self._identity: Identity = home.identity(plan.shards)
-        self._postgres: list[PostgresServer] = []
+        self.shards: dict[str, Shard] = {}
         self._nats: list[str] = []
         self._stack = contextlib.AsyncExitStack()
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
@@ -84,7 +87,7 @@ class Cluster:
                 self._settings,
                 dir=str(self.home.directory),
                 blobs=str(self.home.blobs),
-                stores={server.folder.name: server.url for server in self._postgres},
+                stores={shard.name: shard.url for shard in self.shards.values()},
                 nats=self._nats,
                 cluster_key=[self._identity.key],
             )
@@ -97,8 +100,9 @@ class Cluster:
 
     async def stop(self) -> None:
         """Ends every process, those first that lean on others."""
-        for kind in ("worker", "scheduler", "servicer", "n", "s"):
+        for kind in ("worker", "scheduler", "servicer", "n"):
             await asyncio.gather(*(member.stop() for name, member in self.members.items() if _kind(name) == kind))
+        await asyncio.gather(*(shard.stop() for shard in self.shards.values()))
         await self._stack.aclose()
 
     async def watch(self, asked: asyncio.Event) -> None:
@@ -111,23 +115,24 @@ class Cluster:
     # -- servers --------------------------------------------------------------------------------------------
 
     async def _start_postgres(self) -> None:
-        servers = self._postgres = [
-            PostgresServer(
-                self.home.directory / "postgres" / shard,
-                port=port,
+        names = self._identity.shards
+        ports = iter(free_ports(2 * len(names)))
+
+        def server(name: str) -> PostgresServer:
+            return PostgresServer(
+                self.home.directory / "postgres" / name,
+                port=next(ports),
                 password=self._identity.password,
-                log=self.home.logs / f"{shard}.log",
+                log=self.home.logs / f"{name}.log",
                 options=POSTGRES_OPTIONS,
             )
-            for shard, port in zip(self._identity.shards, free_ports(len(self._identity.shards)), strict=True)
-        ]
-        await _together([asyncio.to_thread(server.make) for server in servers])
-        await self._bring_up(
-            {
-                server.folder.name: Supervised(server.folder.name, server.program, clock=self._clock)
-                for server in servers
-            }
-        )
+
+        for name in names:
+            servers = [server(each) for each in (name, f"{name}b")[: 1 + self.plan.standbys]]
+            shard = Shard(name, servers, self._identity, partial(self.home.keep, self._identity), clock=self._clock)
+            self.shards[name] = shard
+            self.members |= shard.members
+        await _together([shard.start(READY_WITHIN) for shard in self.shards.values()])
 
     async def _start_nats(self) -> None:
         servers = NatsServers(
@@ -211,6 +216,14 @@ class Cluster:
         return {
             "url": self.url,
             "pid": os.getpid(),
+            "shards": [
+                {
+                    "name": shard.name,
+                    "leader": shard.leader,
+                    "standby": "in step" if shard.in_step else "behind" if len(shard.members) > 1 else "none",
+                }
+                for shard in self.shards.values()
+            ],
             "members": [
                 {
                     "name": name,
@@ -228,6 +241,12 @@ class Cluster:
         do, name = asked.get("do"), str(asked.get("name", ""))
         if do == "status":
             return self.status()
+        if do == "promote":
+            shard = self.shards.get(name)
+            if shard is None:
+                raise NotFound(f"there is no shard {name!r} here, only {', '.join(self.shards)}")
+            await shard.promote()
+            return self.status()
         member = self.members.get(name)
         if member is None:
             raise NotFound(f"there is no {name!r} here, only {', '.join(self.members)}")
@@ -239,7 +258,7 @@ class Cluster:
         elif do == "kill":
             member.kill()
         else:
-            raise InvalidInput.at("/do", f"{do!r} is none of status, stop, start, kill")
+            raise InvalidInput.at("/do", f"{do!r} is none of status, stop, start, kill, promote")
         return self.status()
 
 

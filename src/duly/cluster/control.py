@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from duly.core.errors import DulyError, NotFound, Unavailable
+from duly.core.errors import Conflict, DulyError, NotFound, Unavailable
 
 Told = dict[str, Any]
 PATIENCE: Final = 120  # seconds for an answer: stopping waits for what runs
@@ -68,8 +68,8 @@ async def ask(path: Path, what: Told) -> Told:
         raise Unavailable("the cluster broke off without an answer")
     told: Told = json.loads(line)
     if "error" in told:
-        kind = NotFound if told["error"] == NotFound.code else Unavailable
-        raise kind(str(told["detail"]))
+        kinds: dict[str, type[DulyError]] = {each.code: each for each in (NotFound, Conflict)}
+        raise kinds.get(told["error"], Unavailable)(str(told["detail"]))
     return told
 
 

@@ -32,6 +32,7 @@ from duly.core.instants import SECOND
 USER: Final = "duly"
 DATABASE: Final = "postgres"
 ACCOUNT: Final = "nobody"  # whom it runs as when root starts it: PostgreSQL refuses root
+CONFIGURATION: Final = "duly.conf"  # read after postgresql.conf: what may change while it runs
 FORMER_WITHIN: Final = 30  # seconds for a former server to end
 _HERE: Final = "/proc/self/cwd"
 _ENVIRONMENT: Final = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
@@ -77,6 +78,7 @@ class PostgresServer:
         """
         if self.made:
             self._outlive_former()
+            self._configure()
             return
         self._empty()
         with self._handed_over(self._password) as secret:
@@ -90,20 +92,82 @@ class PostgresServer:
                 "--no-instructions",
                 "--sync-method=syncfs" if self._durable else "--no-sync",
             ]
-            self._run(command)
+            self._run(command, {})
+        self._include()
+        self._configure()
+
+    def make_standby(self, primary: PostgresServer) -> None:
+        """Make its data a copy of the primary's, anew, to be followed from there. Blocks; the primary must run.
+
+        Raises Unavailable with what pg_basebackup said.
+        """
+        self._outlive_former()
+        self._empty()
+        command = [
+            self._program("pg_basebackup"),
+            f"--pgdata={_HERE}",
+            "--host=127.0.0.1",
+            f"--port={primary.port}",
+            f"--username={USER}",
+            "--no-password",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+        ]
+        self._run(command, {"PGPASSWORD": self._password})
+        self._write("standby.signal", "")
+
+    def lead(self, *, synchronous: str = "") -> None:
+        """Take writes from the next start or `reload` on; `synchronous` names the standby that a commit waits for."""
+        (self.data / "standby.signal").unlink(missing_ok=True)
+        self._configure(synchronous_standby_names=synchronous)
+
+    def follow(self, primary: PostgresServer) -> None:
+        """Follow the primary from the next start on."""
+        self._write("standby.signal", "")
+        password = self._password.replace("\\", "\\\\").replace("'", "\\'")
+        login = f"host=127.0.0.1 port={primary.port} user={USER} password='{password}'"
+        self._configure(primary_conninfo=login, recovery_target_timeline="latest")
+
+    def promote(self, pid: int) -> None:
+        """Tell a running standby to take writes."""
+        self._write("promote", "")
+        os.kill(pid, signal.SIGUSR1)
+
+    def reload(self, pid: int) -> None:
+        """Tell a running server to read its configuration."""
+        os.kill(pid, signal.SIGHUP)
+
+    def _configure(self, **settings: str) -> None:
+        """Write its settings: all in one file, because what a command line says cannot be read again."""
+        base = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "password_encryption": "scram-sha-256",
+            "cluster_name": self.folder.name,  # its name as a standby, too
+            **({} if self._durable else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}),
+            **dict(option.split("=", 1) for option in self._options),
+        }
+        self._write(CONFIGURATION, "".join(f"{name} = {_quoted(value)}\n" for name, value in (base | settings).items()))
+
+    def _include(self) -> None:
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write(f"include_if_exists = '{CONFIGURATION}'\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """A file of its data that nobody but the server can read, in one step."""
+        partial = self.data / f".{name}.new"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            if self._account is not None:
+                os.chown(descriptor, *self._account)
+        partial.replace(self.data / name)
 
     def program(self) -> Program:
         """What runs it."""
-        settings = [
-            "listen_addresses=127.0.0.1",
-            f"port={self.port}",
-            "unix_socket_directories=",
-            "password_encryption=scram-sha-256",
-            *([] if self._durable else ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]),
-            *self._options,
-        ]
         return Program(
-            argv=(self._program("postgres"), "-D", _HERE, *(part for one in settings for part in ("-c", one))),
+            argv=(self._program("postgres"), "-D", _HERE),
             folder=self.data,
             env=_ENVIRONMENT,
             log=self.log,
@@ -115,12 +179,8 @@ class PostgresServer:
         )
 
     def is_ready(self, pid: int) -> bool:
-        """It takes connections, by the state that it notes in its own pid file."""
-        try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-        except OSError:
-            return False
-        return len(lines) > 7 and lines[0].strip() == str(pid) and lines[7].strip() in ("ready", "standby")
+        """It takes connections, if only to read, by the state that it notes in its own pid file."""
+        return self._noted(pid) in ("ready", "standby")
 
     def _outlive_former(self) -> None:
         """One whose supervisor was killed has been told to end, and writes what it must before it does."""
@@ -138,6 +198,18 @@ class PostgresServer:
             return pid if Path(f"/proc/{pid}/cwd").samefile(self.data) else None
         except (OSError, ValueError):
             return None
+
+    def is_writable(self, pid: int) -> bool:
+        """It takes writes: it is ready and no standby."""
+        return self._noted(pid) == "ready"
+
+    def _noted(self, pid: int) -> str:
+        """The state in its own pid file, if that is this process's."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return ""
+        return lines[7].strip() if len(lines) > 7 and lines[0].strip() == str(pid) else ""
 
     # -- its programs ---------------------------------------------------------------------------------------
 
@@ -161,11 +233,11 @@ class PostgresServer:
         finally:
             Path(path).unlink()
 
-    def _run(self, command: list[str]) -> None:
+    def _run(self, command: list[str], secrets: dict[str, str]) -> None:
         account = self._account
         who = {} if account is None else {"user": account.user, "group": account.group, "extra_groups": []}
         done = subprocess.run(  # type: ignore[call-overload]
-            command, cwd=self.data, env=_ENVIRONMENT, capture_output=True, text=True, check=False, **who
+            command, cwd=self.data, env={**_ENVIRONMENT, **secrets}, capture_output=True, text=True, check=False, **who
         )
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()[-2_000:]
@@ -174,6 +246,11 @@ class PostgresServer:
     def _program(self, name: str) -> str:
         folder = programs()
         return str((folder if self._account is None else _within_reach(folder)) / name)
+
+
+def _quoted(value: str) -> str:
+    """As a value of postgresql.conf."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def programs() -> Path:

@@ -82,6 +82,7 @@ class Supervised:
         self.state: State = "stopped"
         self.pid: int | None = None
         self.restarts = 0
+        self.stillborn = 0  # lives in a row that ended before it was ready
         self.told: dict[str, object] = {}  # what it said when it was ready
         self._program = program
         self._clock = clock
@@ -94,6 +95,7 @@ class Supervised:
         self._over.set()
         self._poke = asyncio.Event()
         self._heard = b""
+        self._was_up = False  # in the last life
         self._status = 0  # of the last life that has ended
         self._lived: Program | None = None  # what runs
 
@@ -110,7 +112,7 @@ class Supervised:
         while not await self._clock.wait(self._up, 200 * MILLISECOND):
             if self._keeping is not None and self._keeping.done():
                 await self._keeping
-            if self.state == "pausing" and (self.restarts >= HOPELESS or self._status == USAGE):
+            if self.state == "pausing" and (self.stillborn >= HOPELESS or self._status == USAGE):
                 raise Unavailable(f"{self.name} does not start: {self.last_words()}")
             if self._clock.monotonic() > deadline:
                 raise TimedOut(f"{self.name} is not ready after {within // SECOND} s: {self.last_words()}")
@@ -158,6 +160,7 @@ class Supervised:
             if not self._wanted:
                 return
             self.restarts += 1
+            self.stillborn = 0 if self._was_up else self.stillborn + 1
             if self._clock.monotonic() - began >= STEADY:
                 pause = FIRST_PAUSE
             log.warning("%s ended (%s); starting it again in %d ms", self.name, _how(status), pause // MILLISECOND)
@@ -173,6 +176,7 @@ class Supervised:
         process = self._process = launch(program)
         self.pid = process.pid
         self._over.clear()
+        self._was_up = False
         self._is("starting")
         pidfd = os.pidfd_open(process.pid)
         loop.add_reader(pidfd, self._over.set)
@@ -225,6 +229,7 @@ class Supervised:
 
     def _ready(self, told: dict[str, object]) -> None:
         self.told = told
+        self._was_up = True
         self._up.set()
         self._is("ready")
 

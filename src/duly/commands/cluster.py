@@ -30,6 +30,7 @@ def run(
     schedulers: Annotated[int, Parameter(help="Scheduler processes.")] = 2,
     workers: Annotated[int, Parameter(help="Worker processes.")] = 4,
     nats: Annotated[Literal[1, 3], Parameter(help="NATS servers.")] = 1,
+    standbys: Annotated[Literal[0, 1], Parameter(help="PostgreSQL servers that follow each shard's.")] = 0,
     host: Annotated[str | None, Parameter(help="Address to listen on; any but loopback needs tokens.")] = None,
     port: Annotated[int | None, Parameter(help="Port of the one URL; 0 takes a free one.")] = None,
     slots: Annotated[int | None, Parameter(help="Runs in processes at once, per worker.")] = None,
@@ -60,7 +61,9 @@ def run(
         "log_level": log_level,
     }
     settings = load(flags, path=config).settings
-    plan = Plan(shards=shards, servicers=servicers, schedulers=schedulers, workers=workers, nats=nats)
+    plan = Plan(
+        shards=shards, servicers=servicers, schedulers=schedulers, workers=workers, nats=nats, standbys=standbys
+    )
     configure(settings.log_level, settings.log_format)
     run_loop(_run(plan, settings, dir_ or Path(DIRECTORY), output))
 
@@ -109,6 +112,13 @@ def kill(name: Member, /, *, dir_: Directory = None, output: Output = _PLAIN) ->
     _ask("kill", name, dir_, output)
 
 
+def promote(
+    name: Annotated[str, Parameter(help="The shard.")], /, *, dir_: Directory = None, output: Output = _PLAIN
+) -> None:
+    """Let a shard's standby lead; what led becomes its standby."""
+    _ask("promote", name, dir_, output)
+
+
 def _ask(what: str, name: str, directory: Path | None, output: Output) -> None:
     import asyncio
 
@@ -120,5 +130,7 @@ def _ask(what: str, name: str, directory: Path | None, output: Output) -> None:
         put_json(told)
         return
     put(f"{told['url']}  (pid {told['pid']})")
+    for shard in told["shards"]:
+        put(f"{shard['name']}: led by {shard['leader']}, standby: {shard['standby']}")
     rows = [(one["name"], one["state"], one["pid"] or "", one["restarts"], one["url"] or "") for one in told["members"]]
     table(("NAME", "STATE", "PID", "RESTARTS", "URL"), rows)
