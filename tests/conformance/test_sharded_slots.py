@@ -146,6 +146,25 @@ async def test_a_refused_creation_is_repeated_by_the_newer_map(shards: Shards) -
     assert stale.shard_of(JobId("a")) == other
 
 
+@pytest.mark.parametrize("migrated", [True, False])
+async def test_a_job_of_a_moved_slot_is_found_by_who_has_an_older_map(shards: Shards, migrated: bool) -> None:
+    """Or by who has seen none yet: a shard that knows nothing of a job says first whether it would have to."""
+    stale, fresh = shards.servicer(), shards.servicer()
+    await fresh.migrate()
+    if migrated:
+        await stale.migrate()
+    home = EVEN.shard_of(JobId("a"))
+    other = next(shard for shard in SHARDS if shard != home)
+    for shard in SHARDS:
+        await shards.lamps[shard].store.slots(shard, moved(EVEN, {"a": other}))
+    assert await fresh.create([(job("a"), [run("a")])]) == [None]
+    [found, none] = await stale.load([run("a").key, run("b").key])
+    assert (found, none) == ((run("a"), job("a")), None)
+    [row] = await stale.get([JobId("a")])
+    assert row is not None
+    assert stale.shard_of(JobId("a")) == other
+
+
 async def test_a_shard_that_missed_a_map_is_brought_up_to_it(shards: Shards) -> None:
     """By the first creation that it refuses."""
     home = EVEN.shard_of(JobId("a"))

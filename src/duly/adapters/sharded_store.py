@@ -9,8 +9,9 @@ A shard that does not answer is `missing` from a page and `down` in the stats. W
 one commit on each: if one of them fails, its error is raised once all have ended, and the others stand.
 
 Which shard holds a job says the slot map that the shards themselves keep (decision 0015). The highest epoch is in
-force; whoever sees a shard behind it brings that shard up to it. This store may be behind as well: it looks every
-`REFRESH` while it is used, and at once when a shard refuses a creation, which is then tried again by the newer map.
+force; whoever sees a shard behind it brings that shard up to it. This store may be behind as well: it looks before its
+first use, every `REFRESH` while it is used, at once when a shard refuses a creation, which is then tried again by the
+newer map, and when a shard knows nothing of what it is asked for, before that is taken for an answer.
 """
 
 from __future__ import annotations
@@ -98,6 +99,13 @@ class ShardedStore:
         if self._agreement.is_due() and (self._refreshing is None or self._refreshing.done()):
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh(), name="slot map")
 
+    async def _ready(self) -> None:
+        """Once a slot map that a shard keeps is known: by any other a job may seem not to be there."""
+        if self._agreement.reached:
+            self._look_now_and_then()
+        else:
+            await self._agreement.refresh()
+
     async def _refresh(self) -> None:
         try:
             if self._to_migrate:
@@ -112,7 +120,7 @@ class ShardedStore:
         self, items: Sequence[A], job_id: Callable[[A], JobId], call: Callable[[Store, list[A]], Coroutine[Any, Any, T]]
     ) -> list[tuple[list[int], T]]:
         """Call each shard with its items; returns the indexes of these and the shard's answer."""
-        self._look_now_and_then()
+        await self._ready()
         indexes = self._by_shard(items, range(len(items)), job_id)
         stores = [self._reached(shard) for shard in indexes]
         calls = [call(store, [items[i] for i in mine]) for store, mine in zip(stores, indexes.values(), strict=True)]
@@ -138,10 +146,29 @@ class ShardedStore:
             answers.update(zip(indexes, answer, strict=True))
         return [answers[i] for i in range(len(items))]
 
+    async def _look_up(
+        self,
+        items: Sequence[A],
+        job_id: Callable[[A], JobId],
+        call: Callable[[Store, list[A]], Coroutine[Any, Any, list[T | None]]],
+    ) -> list[T | None]:
+        """As `_each`. What was not found is looked for again where the shard that was asked says that it is by now."""
+        answers = await self._each(items, job_id, call)
+        for _ in range(TRIES):
+            was = self.slot_map
+            parts = self._by_shard(items, [i for i, answer in enumerate(answers) if answer is None], job_id)
+            for shard in parts:
+                await self._agreement.with_shard(shard)
+            missing = [(i, job_id(items[i])) for mine in parts.values() for i in mine]
+            again = [i for i, missed in missing if self.shard_of(missed) != was.shard_of(missed)]
+            if not again:
+                break
+            for i, answer in zip(again, await self._each([items[i] for i in again], job_id, call), strict=True):
+                answers[i] = answer
+        return answers
+
     async def create(self, jobs: Sequence[tuple[Job, Sequence[Run]]]) -> list[Job | None]:
-        self._look_now_and_then()
-        if not self._agreement.reached:
-            await self._agreement.refresh()
+        await self._ready()
         answers: list[Job | None] = [None] * len(jobs)
         left: Iterable[int] = range(len(jobs))
         for tried in range(1, TRIES + 1):
@@ -164,7 +191,7 @@ class ShardedStore:
         return answers
 
     async def get(self, job_ids: Sequence[JobId]) -> list[JobRow | None]:
-        return await self._each(job_ids, lambda job_id: job_id, lambda store, mine: store.get(mine))
+        return await self._look_up(job_ids, lambda job_id: job_id, lambda store, mine: store.get(mine))
 
     async def change(
         self,
@@ -176,12 +203,12 @@ class ShardedStore:
         begun: frozenset[int] | None = None,
         unbegun: frozenset[int] | None = None,
     ) -> Job | Collision | None:
-        self._look_now_and_then()
+        await self._ready()
         store = self._holding(job.id)
         return await store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun, unbegun=unbegun)
 
     async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
-        return await self._each(keys, lambda key: key[0], lambda store, mine: store.load(mine))
+        return await self._look_up(keys, lambda key: key[0], lambda store, mine: store.load(mine))
 
     async def apply(
         self, transitions: Sequence[Transition], *, shard: str | None = None, fence: int | None = None
@@ -268,6 +295,7 @@ class ShardedStore:
 
     async def page_runs(self, query: RunQuery) -> RunPage:
         if query.job_id is not None:
+            await self._ready()
             return await self._holding(query.job_id).page_runs(query)
         pages, missing = await self._pages(lambda store: store.page_runs(query))
         found: list[tuple[RunPosition, Run]] = [
