@@ -10,12 +10,12 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 import msgspec
 
 from duly.core import contract, policy, views
-from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, LimitsSpec, TaskSpec
+from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, KeepSpec, LimitsSpec, RetrySpec, TaskSpec
 from duly.core.errors import FieldError, InvalidInput, Malformed, ScheduleError, TooLarge
 from duly.core.instants import DAY, parse_duration, parse_instant
 from duly.core.model import (
@@ -203,6 +203,51 @@ class _Complaints:
             raise InvalidInput(f"{first.pointer}: {first.detail}{more}", errors=tuple(self.errors))
 
 
+class _Margins(NamedTuple):
+    """The part of a job that most jobs have alike. Durations in µs."""
+
+    jitter: int
+    max_lateness: int
+    timeout: int
+    catchup_window: int
+    retry: Retry
+    keep: Keep
+
+
+def _margins(
+    jitter: str,
+    max_lateness: str,
+    timeout: str,
+    catchup_window: str,
+    retry: RetrySpec,
+    keep: KeepSpec,
+    wrong: _Complaints,
+) -> _Margins:
+    return _Margins(
+        jitter=wrong.duration("/jitter", jitter, most=DAY),
+        max_lateness=wrong.duration("/max_lateness", max_lateness, least=1),
+        timeout=wrong.duration("/timeout", timeout, least=1000),
+        catchup_window=wrong.duration("/catchup_window", catchup_window),
+        retry=Retry(
+            max_attempts=retry.max_attempts,
+            backoff=retry.backoff,
+            base=wrong.duration("/retry/base", retry.base, most=DAY),
+            cap=wrong.duration("/retry/cap", retry.cap, most=30 * DAY),
+        ),
+        keep=Keep(runs=keep.runs, age=wrong.duration("/keep/for", keep.age)),
+    )
+
+
+@lru_cache(maxsize=256)
+def _usual_margins(
+    jitter: str, max_lateness: str, timeout: str, catchup_window: str, retry: RetrySpec, keep: KeepSpec
+) -> _Margins | None:
+    """Remembered, because the jobs of a batch share them; None if something is wrong, which is then told anew."""
+    wrong = _Complaints()
+    margins = _margins(jitter, max_lateness, timeout, catchup_window, retry, keep, wrong)
+    return None if wrong.errors else margins
+
+
 def define_job(
     spec: JobSpec,
     *,
@@ -225,12 +270,9 @@ def define_job(
         wrong.add("/end", "lies before start")
     if len(spec.labels) > MAX_LABELS:
         wrong.add("/labels", f"more than {MAX_LABELS} labels")
-    retry = Retry(
-        max_attempts=spec.retry.max_attempts,
-        backoff=spec.retry.backoff,
-        base=wrong.duration("/retry/base", spec.retry.base, most=DAY),
-        cap=wrong.duration("/retry/cap", spec.retry.cap, most=30 * DAY),
-    )
+    margins = _usual_margins(
+        spec.jitter, spec.max_lateness, spec.timeout, spec.catchup_window, spec.retry, spec.keep
+    ) or _margins(spec.jitter, spec.max_lateness, spec.timeout, spec.catchup_window, spec.retry, spec.keep, wrong)
     anchored_at = before.anchored_at if before is not None and before.schedule == spec.schedule else now
     job = Job(
         id=job_id,
@@ -244,18 +286,18 @@ def define_job(
         start=start,
         end=end,
         max_runs=spec.max_runs,
-        jitter=wrong.duration("/jitter", spec.jitter, most=DAY),
+        jitter=margins.jitter,
         calendar=tuple(spec.calendar),
         priority=spec.priority,
-        max_lateness=wrong.duration("/max_lateness", spec.max_lateness, least=1),
-        timeout=wrong.duration("/timeout", spec.timeout, least=1000),
-        retry=retry,
+        max_lateness=margins.max_lateness,
+        timeout=margins.timeout,
+        retry=margins.retry,
         misfire=spec.misfire,
-        catchup_window=wrong.duration("/catchup_window", spec.catchup_window),
+        catchup_window=margins.catchup_window,
         overlap=spec.overlap,
         delivery=spec.delivery,
         requires=spec.requires,
-        keep=Keep(runs=spec.keep.runs, age=wrong.duration("/keep/for", spec.keep.age)),
+        keep=margins.keep,
         state="deleted" if before is not None and before.state == "deleted" else "paused" if spec.paused else "active",
         version=1 if before is None else before.version + 1,
         created_at=now if before is None else before.created_at,
