@@ -2,7 +2,7 @@
 
 servicer  ── Hint, Ended ──▶ scheduler   "hint.<shard>"
 scheduler ── Assign ───────▶ worker      "worker.<id>"
-servicer  ── Cancel ───────▶ worker      "worker.<id>"
+servicer  ── Cancel, Rest ─▶ worker      "worker.<id>"
 worker    ── Beat ─────────▶ scheduler   "beat"            answered with BeatAnswer
 worker    ── Report ───────▶ servicer    "report"          answered with ReportAnswer
 servicer  ── ReadLog ──────▶ worker      "log.<id>"        answered with LogChunk
@@ -97,6 +97,12 @@ class Cancel(Message, frozen=True, kw_only=True):
     attempt: int
     reason: str
     unless_started: bool = False
+
+
+class Rest(Message, frozen=True, kw_only=True):
+    """Take nothing new and hand back what has not begun; or, with `on` false, take work again. A restart forgets it."""
+
+    on: bool
 
 
 class Beat(Message, frozen=True, kw_only=True):
@@ -253,5 +259,5 @@ class News(Message, frozen=True, kw_only=True):
 
 
 AnyMessage = (
-    Hint | Ended | Assign | Cancel | Beat | BeatAnswer | Report | ReportAnswer | ReadLog | LogChunk | Notice | News
+    Hint | Ended | Assign | Cancel | Rest | Beat | BeatAnswer | Report | ReportAnswer | ReadLog | LogChunk | Notice | News
 )

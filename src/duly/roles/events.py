@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -47,6 +47,7 @@ class EventLog:
     def __init__(self, epoch: str) -> None:
         """`epoch` tells the ids of this life from those of another."""
         self._epoch = epoch
+        self.witness: Callable[[Sequence[tuple[Run, Job]]], None] | None = None  # told of runs that ended
         self._entries: deque[_Entry] = deque(maxlen=KEPT)
         self._number = 0
         self._news = asyncio.Event()
@@ -54,8 +55,15 @@ class EventLog:
         self.progress: dict[RunKey, float] = {}
         self._closed = False
 
-    def runs(self, kind: str, pairs: Iterable[tuple[Run, Job]], at: int) -> None:
+    @property
+    def number(self) -> int:
+        """The number of the last event."""
+        return self._number
+
+    def runs(self, kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
         """Runs that were opened, started or ended."""
+        if kind == "run.finished" and self.witness is not None:
+            self.witness(pairs)
         for run, job in pairs:
             self._number += 1
             self._entries.append(_Entry(self._number, kind, at, job.namespace, run))
@@ -123,6 +131,26 @@ class EventLog:
             after = None
             if self._number == last:
                 await news.wait()
+
+    async def touched(self, after: int, namespace: str | None, jobs: frozenset[str] | None) -> int:
+        """The number of the last event, once one after `after` is of the namespace and, if named, of these jobs.
+
+        No views are made: this is for those who look again at the whole rather than read every event.
+        """
+        while not self._closed:
+            news = self._news
+            for entry in reversed(self._since(after)):
+                about = entry.run.job_id if entry.run is not None else entry.job.id if entry.job is not None else None
+                if namespace in (None, entry.namespace) and (jobs is None or about in jobs):
+                    return self._number
+            after = self._number
+            await news.wait()
+        return self._number
+
+    @property
+    def closed(self) -> bool:
+        """True once the servicer drains: streams end."""
+        return self._closed
 
     def _since(self, number: int) -> list[_Entry]:
         behind = self._number - number

@@ -4,6 +4,7 @@
     runs.py     read, wait, cancel, retry, explain, logs, outputs   events.py    what those who watch see
     fleet.py    previews, counts, workers, shards                   desk.py      what all of them share
     worker_desk.py  workers that no broker reaches
+    overview.py what a dashboard shows: punctuality, lateness, failures, timeline, forecast
 
 Faces call these methods and nothing else. Ids and namespaces are checked here; a job of another namespace does
 not exist for the caller.
@@ -21,12 +22,13 @@ from duly.ports import Blobs, Broker, Clock, Store, Subscription
 from duly.roles.fleet import FleetDesk
 from duly.roles.jobs import JobDesk
 from duly.roles.outputs import OutputReader
+from duly.roles.overview import OverviewDesk
 from duly.roles.reports import ReportDesk
 from duly.roles.worker_desk import WorkerDesk
 from duly.telemetry import Telemetry
 
 
-class Servicer(JobDesk, FleetDesk):
+class Servicer(JobDesk, OverviewDesk, FleetDesk):
     """The use-cases of the API over a store, a broker and blobs."""
 
     def __init__(
@@ -50,10 +52,12 @@ class Servicer(JobDesk, FleetDesk):
         self.outputs = OutputReader(broker=broker, blobs=blobs)
         self.reports = ReportDesk(store=store, broker=broker, events=self.event_log, telemetry=telemetry, dice=dice)
         self.worker_calls = WorkerDesk(store=store, clock=clock, reports=self.reports, lease=lease)
+        self._prepare_overview()
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
         """Take reports and notices."""
+        await self._begin_overview()
         await self.reports.start()
         self._subscriptions.append(await self._broker.subscribe(NOTICES, self._notice))
 
@@ -64,6 +68,7 @@ class Servicer(JobDesk, FleetDesk):
     async def stop(self) -> None:
         """Take no more reports and notices."""
         await self.drain()
+        await self._end_overview()
         await self.reports.stop()
         for subscription in self._subscriptions:
             await subscription.stop()

@@ -36,6 +36,7 @@ from duly.core.messages import (
     Cancel,
     Notice,
     ReadLog,
+    Rest,
     beats,
     inbox,
     logs,
@@ -117,6 +118,7 @@ class Worker(Loop):
         self._logs = LogReader(clock)
         self._subscriptions: list[Subscription] = []
         self._births = 0
+        self._resting = False
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -181,10 +183,7 @@ class Worker(Loop):
     async def _drain(self) -> None:
         """Give back what has not begun, let the rest finish within the grace, give back what has not."""
         grace = self._settings.grace
-        for held in self.attempts:
-            if held.ending is None and not held.started:
-                held.ending = "drain"
-                runner_of(held).stop(held, unless_started=True)
+        self._hand_back()
         await self.attempts.emptied(grace)
         for held in self.attempts:
             held.ending = held.ending or "drain"
@@ -194,6 +193,12 @@ class Worker(Loop):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(shard.reporter.settled(), grace / SECOND)
         await asyncio.gather(*(self._beat_once(shard) for shard in self.attempts.shards.values()))
+
+    def _hand_back(self) -> None:
+        for held in self.attempts:
+            if held.ending is None and not held.started:
+                held.ending = "drain"
+                runner_of(held).stop(held, unless_started=True)
 
     async def _down(self) -> None:
         for subscription in self._subscriptions:
@@ -213,7 +218,7 @@ class Worker(Loop):
     def capacity(self, shard: str) -> dict[Lane, int]:
         """How many attempts of each lane this worker would hold for that shard in all."""
         state = self.attempts.shards[shard]
-        if self.state != "started" or state.reporter.backed_up or state.trusted_until is None:
+        if self.state != "started" or self._resting or state.reporter.backed_up or state.trusted_until is None:
             return {"process": 0, "async": 0}
         settings = self._settings
         occupied = sum(runner.occupied() for runner in self._runners.values())
@@ -269,7 +274,7 @@ class Worker(Loop):
             labels=settings.labels,
             functions=functions,
             clock_offset=shard.offset.value or 0,
-            state="ready" if self.state == "started" else "draining",
+            state="ready" if self.state == "started" and not self._resting else "draining",
             capacity=capacity,
         )
         ended: set[tuple[RunKey, int]] = set()  # while this beat is under way
@@ -345,6 +350,12 @@ class Worker(Loop):
             self._assigned(message)
         elif isinstance(message, Cancel):
             self._cancelled(message)
+        elif isinstance(message, Rest) and message.on != self._resting:
+            log.info("worker %s %s", self.id, "takes nothing new" if message.on else "takes work again")
+            self._resting = message.on
+            if message.on:
+                self._hand_back()
+            await asyncio.gather(*(self._beat_once(shard) for shard in self.attempts.shards.values()))
         return None
 
     async def _asked(self, message: AnyMessage) -> AnyMessage | None:
@@ -370,7 +381,7 @@ class Worker(Loop):
                 continue
             for held in batch:
                 held.runner = runner
-            if self.state == "started":
+            if self.state == "started" and not self._resting:
                 runner.stage(batch)
             else:
                 for held in batch:
