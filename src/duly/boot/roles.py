@@ -57,6 +57,8 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
     from duly.faces.api import create_app
     from duly.faces.http.access import Access, bind_problem, hosts_for
     from duly.faces.http.settings import HttpSettings
+    from duly.faces.pages.dashboard import dashboard
+    from duly.faces.pages.sessions import KEY_FILE, session_key
     from duly.faces.tokens import TokenFile
 
     clock = SystemClock()
@@ -73,6 +75,7 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
         listeners = [stack.enter_context(listener) for listener in (*own, *given)]
         stack.enter_context(signals(asked))
         servicer = (await _colleague(stack, settings, clock, telemetry)).servicer
+        key = session_key(Path(settings.dir) / KEY_FILE, entropy=secrets.token_bytes)
         app = create_app(
             servicer,
             access=Access(tokens, clock=clock),
@@ -81,6 +84,7 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
                 hosts=hosts_for(settings.host, tuple(settings.allowed_hosts)), max_blob_bytes=settings.max_blob_bytes
             ),
             stop=stop,
+            pages=dashboard(key=key, wall=clock.wall, entropy=secrets.token_bytes),
         )
         async with serving(app, listeners, clock) as face:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,8 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
     from duly.faces.api import create_app
     from duly.faces.http.access import Access, bind_problem, hosts_for
     from duly.faces.http.settings import HttpSettings
+    from duly.faces.pages.dashboard import dashboard
+    from duly.faces.pages.sessions import KEY_FILE, session_key
     from duly.faces.tokens import TokenFile
 
     clock = SystemClock()
@@ -48,6 +51,7 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
         listener.close()
         raise
     stop = asyncio.Event()
+    key = session_key(Path(settings.dir) / KEY_FILE, entropy=secrets.token_bytes)
     app = create_app(
         node.servicer,
         access=Access(tokens, clock=clock),
@@ -58,6 +62,7 @@ async def serve(settings: Settings, *, started: Callable[[str], None]) -> None:
             sqlite=apsw.sqlite_lib_version(),
         ),
         stop=stop,
+        pages=dashboard(key=key, wall=clock.wall, entropy=secrets.token_bytes),
     )
     asked = asyncio.Event()
     with listener, signals(asked):

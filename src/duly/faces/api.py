@@ -9,7 +9,7 @@ server to finish: event streams and waiting requests then end at once, everythin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final, NoReturn
 
@@ -63,11 +63,13 @@ def create_app(
     settings: HttpSettings | None = None,
     stop: asyncio.Event | None = None,
     routes: Sequence[BaseRoute] = (),
+    pages: Callable[[Context], BaseRoute] | None = None,
 ) -> Starlette:
     """The ASGI app over a started servicer.
 
     `stop` ends event streams and waits when it is set. `routes` are further ones, of a dashboard say: the gate
     stands before them too (host, origin, request id, problems), but their access is theirs to check.
+    `pages` makes such a route from what the operations have: the dashboard.
     """
     settings = settings or HttpSettings()
     context = Context(
@@ -79,7 +81,7 @@ def create_app(
         stop=stop or asyncio.Event(),
     )
     app = Starlette(
-        routes=[OperationTable(OPERATIONS, context), *routes],
+        routes=[OperationTable(OPERATIONS, context), *routes, *([] if pages is None else [pages(context)])],
         middleware=[Middleware(Gate, context=context)],
         exception_handlers={HTTPException: _raise_problem},
     )

@@ -246,6 +246,10 @@ class OverviewDesk(RunDesk):
             items=items, next=page.next, partial=bool(page.missing), missing_shards=list(page.missing)
         )
 
+    async def outcomes(self, job_id: str, *, limit: int = 30) -> list[Outcome]:
+        """The last outcomes of a job that the caller may see, oldest first."""
+        return await self._outcomes(JobId(job_id), limit)
+
     async def _outcomes(self, job_id: JobId, limit: int) -> list[Outcome]:
         states = tuple(state for state in RunState if state.terminal)
         page = await self._store.page_runs(RunQuery(job_id=job_id, states=states, limit=limit))

@@ -74,6 +74,18 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
             await subscription.stop()
         self._subscriptions.clear()
 
+    def wall(self) -> int:
+        """Now, µs UTC, by this node: for showing, never for deciding what is due."""
+        return self._clock.wall()
+
+    def monotonic(self) -> int:
+        """µs of a clock that never steps."""
+        return self._clock.monotonic()
+
+    async def pause(self, duration: int) -> None:
+        """Wait so many µs."""
+        await self._clock.sleep(duration)
+
     async def ready(self) -> list[str]:
         """What is missing to serve, in words; empty when all is well."""
         missing: list[str] = []

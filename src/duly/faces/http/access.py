@@ -79,6 +79,20 @@ class Access:
             raise Forbidden(f"this needs the scope {needed.word}; the token has {record.scope}")
         return principal
 
+    def holder(self, key_id: str, needed: Scope) -> Principal:
+        """The caller who signed in with that token, as the token is now.
+
+        Raises Unauthenticated, Forbidden, Unavailable.
+        """
+        records = {} if self._tokens is None else self._tokens.records()
+        record = records.get(key_id)
+        if record is None or not record.usable(self._clock.wall()):
+            raise Unauthenticated("this token was revoked or has expired")
+        principal = principal_of(record)
+        if not principal.allows(needed):
+            raise Forbidden(f"this needs the scope {needed.word}; the token has {record.scope}")
+        return principal
+
     def _count_failure(self, address: str | None) -> None:
         key = _network(address or "")
         now = self._clock.monotonic()

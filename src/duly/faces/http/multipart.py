@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from python_multipart.exceptions import FormParserError
@@ -29,11 +29,17 @@ _INPUT: Final = "input/"
 _MAX_NAME: Final = 1024 + len(_INPUT)
 
 
-class Part:
-    """A part of a form: its name, and its bytes, to be read before the next part is asked for."""
+class _Head(NamedTuple):
+    name: str
+    filename: str | None
 
-    def __init__(self, name: str, form: FormReader) -> None:
+
+class Part:
+    """A part of a form: its name, the file name it came with, and its bytes, read before the next part is asked for."""
+
+    def __init__(self, name: str, filename: str | None, form: FormReader) -> None:
         self.name = name
+        self.filename = filename
         self._form = form
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -59,7 +65,7 @@ class FormReader:
         _, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         self._chunks = chunks
-        self._ahead: deque[str | bytes | None] = deque()  # a part's name, its bytes, None for its end
+        self._ahead: deque[_Head | bytes | None] = deque()  # a part's head, its bytes, None for its end
         self._header = bytearray()
         self._value = bytearray()
         self._disposition = b""
@@ -86,8 +92,8 @@ class FormReader:
             if not self._ahead and not await self._feed():
                 return
             item = self._ahead.popleft()
-            if isinstance(item, str):
-                yield Part(item, self)
+            if isinstance(item, _Head):
+                yield Part(item.name, item.filename, self)
 
     async def next_chunk(self) -> bytes | None:
         """The next bytes of the part in hand, None at its end."""
@@ -135,7 +141,8 @@ class FormReader:
         if kind != b"form-data" or name is None or len(name) > _MAX_NAME:
             raise Malformed("a part of the form has no Content-Disposition with a name")
         try:
-            self._ahead.append(name.decode())
+            filename = options.get(b"filename")
+            self._ahead.append(_Head(name.decode(), None if filename is None else filename.decode()))
         except UnicodeDecodeError:
             raise Malformed("the names of a form's parts are UTF-8") from None
 

@@ -1,0 +1,80 @@
+"""Log bytes → HTML: text is escaped, colours become classes, every other control sequence is dropped."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Final
+
+from markupsafe import Markup, escape
+
+_ESCAPE: Final = re.compile(
+    r"\x1b\[([0-9;]*)m"  # colours and weights
+    r"|\x1b\[[0-9;?]*[ -/]*[@-~]"  # other control sequences
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, links
+    r"|\x1b[@-Z\\-_]?"
+)
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+_OFF: Final = {22: {"b", "d"}, 23: {"i"}, 24: {"u"}}
+_ON: Final = {1: "b", 2: "d", 3: "i", 4: "u"}
+_COLOURS: Final = frozenset(f"c{number}" for number in range(8))
+
+
+class AnsiText:
+    """One stream of a log: keeps the colour in force, and the bytes of a character that is not complete."""
+
+    def __init__(self, *, error: bool = False) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._classes: set[str] = set()
+        self._error = error
+
+    def feed(self, data: bytes, *, final: bool = False) -> Markup:
+        """The HTML of some more bytes."""
+        text = self._rest + self._decoder.decode(data, final=final)
+        cut = text.rfind("\x1b")
+        if not final and cut >= 0 and len(text) - cut < 200 and _complete(text[cut:]) is False:
+            text, self._rest = text[:cut], text[cut:]
+        else:
+            self._rest = ""
+        pieces: list[Markup] = []
+        position = 0
+        for match in _ESCAPE.finditer(text):
+            self._put(pieces, text[position : match.start()])
+            if match.group(1) is not None:
+                self._colour(match.group(1))
+            position = match.end()
+        self._put(pieces, text[position:])
+        return Markup().join(pieces)
+
+    def _put(self, pieces: list[Markup], text: str) -> None:
+        if not text:
+            return
+        clean = _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+        classes = " ".join(sorted(self._classes | ({"err"} if self._error else set())))
+        pieces.append(Markup('<span class="{}">{}</span>').format(classes, clean) if classes else escape(clean))
+
+    def _colour(self, codes: str) -> None:
+        numbers = [int(code[:4] or 0) for code in codes.split(";")[:20]]
+        place = 0
+        while place < len(numbers):
+            number = numbers[place]
+            place += 1
+            if number == 0:
+                self._classes.clear()
+            elif number in _ON:
+                self._classes.add(_ON[number])
+            elif number in _OFF:
+                self._classes -= _OFF[number]
+            elif 30 <= number <= 37 or 90 <= number <= 97:
+                self._classes -= _COLOURS
+                self._classes.add(f"c{number % 10}")
+            elif number == 39:
+                self._classes -= _COLOURS
+            elif number in (38, 48):  # a colour of 256 or of all: its arguments are passed over
+                place += {5: 2, 2: 4}.get(numbers[place] if place < len(numbers) else 0, 1)
+
+
+def _complete(tail: str) -> bool:
+    match = _ESCAPE.match(tail)
+    return match is not None and (match.end() < len(tail) or (len(tail) > 2 and tail[-1].isalpha()))

@@ -1,0 +1,111 @@
+"""Values → SVG paths, so that charts are there without scripts. Each cell's height says as much as its colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from duly.core.instants import parse_instant
+from duly.core.overview import LatenessReport, Outcome, StripRow, TimelineRow
+
+CELL: Final = 10  # width of a minute in a strip
+HEIGHT: Final = 20
+_HEIGHTS: Final = (0, 8, 11, 15, 20, 20, 20)
+SPARK: Final = 6
+
+
+class Stroke(NamedTuple):
+    """A path and the level or word that its class is made of."""
+
+    kind: str
+    path: str
+
+
+def strip_paths(row: StripRow) -> list[Stroke]:
+    """One path for each level of a row."""
+    paths: dict[int, list[str]] = {}
+    for cell in row.cells:
+        tall = _HEIGHTS[cell.level]
+        paths.setdefault(cell.level, []).append(f"M{cell.minute * CELL} {HEIGHT - tall}h{CELL - 1}v{tall}h-{CELL - 1}z")
+    return [Stroke(f"l{level}", "".join(paths[level])) for level in sorted(paths)]
+
+
+def spark_paths(outcomes: Sequence[Outcome]) -> list[Stroke]:
+    """The last outcomes, oldest at the left: short bars are well, tall ones are not."""
+    paths: dict[str, list[str]] = {}
+    for place, outcome in enumerate(outcomes):
+        kind, tall = "ok", 8
+        if outcome.state in ("failed", "lost", "quarantined"):
+            kind, tall = "bad", 16
+        elif outcome.state == "missed":
+            kind, tall = "missed", 16
+        elif outcome.state in ("skipped", "cancelled"):
+            kind, tall = "off", 4
+        elif outcome.late:
+            kind, tall = "late", 12
+        paths.setdefault(kind, []).append(f"M{place * SPARK} {16 - tall}h{SPARK - 1}v{tall}h-{SPARK - 1}z")
+    return [Stroke(f"s-{kind}", "".join(paths[kind])) for kind in sorted(paths)]
+
+
+class Block(NamedTuple):
+    """A bar of a timeline, in SVG units: 1000 are the window."""
+
+    x: float
+    y: int
+    width: float
+    kind: str
+    run_id: str
+    title: str
+
+
+class Link(NamedTuple):
+    """From the end of one attempt to the start of the next."""
+
+    path: str
+
+
+LANE: Final = 18
+
+
+def timeline_blocks(
+    rows: Sequence[TimelineRow], start: str, end: str, now: str
+) -> tuple[dict[str, list[Block]], dict[str, int]]:
+    """The bars of each worker, and how tall its drawing is."""
+    begin, whole = parse_instant(start), max(1, parse_instant(end) - parse_instant(start))
+    last = parse_instant(now)
+    blocks: dict[str, list[Block]] = {}
+    for row in rows:
+        made = []
+        for span in row.spans:
+            left = (parse_instant(span.start) - begin) / whole * 1000
+            right = ((last if span.end is None else parse_instant(span.end)) - begin) / whole * 1000
+            left, right = max(0.0, left), min(1000.0, right)
+            width = max(1.5, right - left)
+            kind = span.state if not (span.late and span.state == "succeeded") else "late"
+            tries = f", attempt {span.attempt} of {span.attempts}" if span.attempts > 1 else ""
+            title = f"{span.job_name}: {span.state}{tries}, from {span.start[11:23]}"
+            made.append(Block(round(left, 1), span.lane * LANE + 2, round(width, 1), kind, span.run_id, title))
+        blocks[row.worker] = made
+    return blocks, {row.worker: row.lanes * LANE + 4 for row in rows}
+
+
+class Bar(NamedTuple):
+    """A part of a histogram's bar."""
+
+    x: int
+    y: float
+    height: float
+    kind: str
+
+
+def histogram(report: LatenessReport) -> list[Bar]:
+    """Stacked bars, 40 units wide each, 160 tall at most; on time at the bottom, causes above."""
+    most = max((sum(bar.causes.values()) for bar in report.bars), default=0) or 1
+    bars = []
+    for place, bar in enumerate(report.bars):
+        top = 160.0
+        for cause in sorted(bar.causes):
+            tall = max(1.5, bar.causes[cause] / most * 156)
+            top -= tall
+            bars.append(Bar(place * 40 + 2, round(top, 1), round(tall, 1), cause or "in_time"))
+    return bars
