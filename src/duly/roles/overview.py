@@ -405,7 +405,7 @@ class OverviewDesk(RunDesk):
         out = await self._store.page_runs(RunQuery(namespace=namespace, states=(RunState.RUNNING,), limit=SPANS_READ))
         jobs = await self._jobs(run.job_id for run in (*ended.items, *out.items))
         spans = []
-        for run in dict.fromkeys((*out.items, *ended.items)):
+        for run in {run.key: run for run in (*out.items, *ended.items)}.values():
             view = self._run_view(run)
             for attempt in view.attempts:
                 if attempt.started_at is None or attempt.started_at >= format_instant(end):

@@ -23,11 +23,10 @@ _COLOURS: Final = frozenset(f"c{number}" for number in range(8))
 class AnsiText:
     """One stream of a log: keeps the colour in force, and the bytes of a character that is not complete."""
 
-    def __init__(self, *, error: bool = False) -> None:
+    def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
         self._classes: set[str] = set()
-        self._error = error
 
     def feed(self, data: bytes, *, final: bool = False) -> Markup:
         """The HTML of some more bytes."""
@@ -51,7 +50,7 @@ class AnsiText:
         if not text:
             return
         clean = _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
-        classes = " ".join(sorted(self._classes | ({"err"} if self._error else set())))
+        classes = " ".join(sorted(self._classes))
         pieces.append(Markup('<span class="{}">{}</span>').format(classes, clean) if classes else escape(clean))
 
     def _colour(self, codes: str) -> None:

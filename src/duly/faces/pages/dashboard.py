@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute
 
 from duly.faces.http.answers import Answer
 from duly.faces.http.settings import Context
-from duly.faces.pages import home, jobs, runs, sign_in
+from duly.faces.pages import cluster, failures, forecast, home, jobs, lateness, runs, sign_in, timeline
 from duly.faces.pages.live import live
 from duly.faces.pages.sessions import Sessions
 from duly.faces.pages.site import Page, Site
@@ -51,6 +51,13 @@ ROUTES = (
     Route("GET", "/runs/{run_id}/files/{path:path}", "run_file", runs.download_file),
     Route("GET", "/runs/{run_id}/image/{path:path}", "run_image", runs.image),
     Route("POST", "/runs/{run_id}/{action}", "run_act", runs.act),
+    Route("GET", "/lateness", "lateness", lateness.lateness),
+    Route("GET", "/failures", "failures", failures.failures),
+    Route("POST", "/failures/{fingerprint}/{action}", "failures_act", failures.act),
+    Route("GET", "/timeline", "timeline", timeline.timeline),
+    Route("GET", "/forecast", "forecast", forecast.forecast),
+    Route("GET", "/cluster", "cluster", cluster.cluster),
+    Route("POST", "/cluster/workers/{worker}/{action}", "cluster_rest", cluster.rest),
     Route("GET", "/sign-in", "sign_in", sign_in.sign_in_page, open=True),
     Route("POST", "/sign-in", "sign_in", sign_in.sign_in, open=True),
     Route("POST", "/sign-out", "sign_out", sign_in.sign_out, open=True),

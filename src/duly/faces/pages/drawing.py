@@ -58,12 +58,6 @@ class Block(NamedTuple):
     title: str
 
 
-class Link(NamedTuple):
-    """From the end of one attempt to the start of the next."""
-
-    path: str
-
-
 LANE: Final = 18
 
 
@@ -109,3 +103,41 @@ def histogram(report: LatenessReport) -> list[Bar]:
             top -= tall
             bars.append(Bar(place * 40 + 2, round(top, 1), round(tall, 1), cause or "in_time"))
     return bars
+
+
+def retry_links(blocks: dict[str, list[Block]]) -> dict[str, list[str]]:
+    """Within a worker's row, a path from the end of each attempt of a run to the start of its next one."""
+    paths: dict[str, list[str]] = {}
+    for worker, row in blocks.items():
+        last: dict[str, Block] = {}
+        for block in row:
+            before = last.get(block.run_id)
+            if before is not None:
+                from_x, from_y = before.x + before.width, before.y + LANE // 2 - 2
+                paths.setdefault(worker, []).append(f"M{from_x:.1f} {from_y}L{block.x} {block.y + LANE // 2 - 2}")
+            last[block.run_id] = block
+    return paths
+
+
+def timeline_marks(start: int, end: int) -> list[tuple[float, str]]:
+    """Some round instants of a window (µs): where they lie in per mille, and their time of day."""
+    steps = (10, 30, 60, 300, 900, 1800, 3600, 3 * 3600, 6 * 3600)
+    step = next((each for each in steps if (end - start) / 1_000_000 / each <= 8), steps[-1]) * 1_000_000
+    marks = []
+    at = (start // step + 1) * step
+    while at < end:
+        seconds = at // 1_000_000 % 86_400
+        text = f"{seconds // 3600:02}:{seconds // 60 % 60:02}" + (f":{seconds % 60:02}" if step < 60_000_000 else "")
+        marks.append((round((at - start) / (end - start) * 1000, 1), text))
+        at += step
+    return marks
+
+
+def forecast_path(per_minute: Sequence[int], most: float) -> str:
+    """Runs a minute as one path of 1440 by 160 units."""
+    pieces, last = ["M0 160"], 0
+    for minute, count in enumerate(per_minute):
+        if count != last:
+            pieces.append(f"H{minute}V{160 - count / most * 156:.1f}")
+            last = count
+    return "".join(pieces) + f"H{len(per_minute)}V160z"

@@ -103,7 +103,8 @@ class Log:
             )
             data = await (self._search(chunks) if self._find else self._tail(chunks))
             if data:
-                pieces.append(AnsiText(error=stream == "stderr").feed(data, final=True))
+                html = AnsiText().feed(data, final=True)
+                pieces.append(html if stream == "stdout" else Markup('<span class="err">{}</span>').format(html))
         self.html = Markup().join(pieces)
         if self._find:
             mark = Markup("<mark>{}</mark>").format(self._find)

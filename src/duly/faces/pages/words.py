@@ -32,7 +32,7 @@ STATE_MARKS: Final = {
     "quarantined": "⚠",
     "released": "↺",
     "active": "●",
-    "paused": "❚❚",
+    "paused": "‖",
     "completed": "✓",
     "deleted": "✕",
     "ready": "●",
@@ -138,6 +138,11 @@ def pretty(value: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
+def compact(value: Any) -> str:
+    """JSON in an attribute, for scripts."""
+    return msgspec.json.encode(value).decode()
+
+
 def text(value: object) -> Markup:
     """Text with what cannot be seen made visible: control characters and those that turn the direction of text."""
     shown = "".join(
@@ -162,6 +167,7 @@ FILTERS: Final = {
     "short": short,
     "cause": cause,
     "pretty": pretty,
+    "json": compact,
     "text": text,
 }
 GLOBALS: Final = {"plural": plural, "LEVEL_WORDS": LEVEL_WORDS}
