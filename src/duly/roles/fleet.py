@@ -18,6 +18,7 @@ from duly.core.contract import (
 )
 from duly.core.instants import format_instant, parse_instant
 from duly.core.schedule import parse_schedule, preview
+from duly.core.schedule.changes import ChangeDay, change_days
 from duly.roles.desk import Desk
 
 
@@ -47,6 +48,16 @@ class FleetDesk(Desk):
             kind=schedule.kind,
             description=schedule.describe(),
             items=items,
+        )
+
+    def clock_changes(self, spec: PreviewSpec) -> list[ChangeDay]:
+        """What the schedule does in each mode on the next two days on which its clock changes. Raises InvalidInput."""
+        return change_days(
+            spec.schedule,
+            timezone=spec.timezone,
+            after=self._clock.wall(),
+            seed=spec.job_id,
+            calendar=tuple(spec.calendar),
         )
 
     async def stats(self) -> StatsView:

@@ -273,7 +273,7 @@ class Worker(Loop):
             free=capacity["process"],
             labels=settings.labels,
             functions=functions,
-            clock_offset=shard.offset.value or 0,
+            clock_offset=self._ahead(shard),
             state="ready" if self.state == "started" and not self._resting else "draining",
             capacity=capacity,
         )
@@ -315,6 +315,12 @@ class Worker(Loop):
             shard.listings += 1
             message = Assign(shard=shard.name, fence=0, number=shard.listings, batch=fresh, now=answer.now)
             self._assigned(message)
+
+    def _ahead(self, shard: Shard) -> int:
+        """How far the shard's clock is ahead of this node's own, µs; 0 while it is not known."""
+        if shard.offset.value is None:
+            return 0
+        return shard.offset.value + self._clock.monotonic() - self._clock.wall()
 
     async def _reborn(self, shard: Shard) -> None:
         """The shard calls this worker lost: what it runs there is another's now, and its id is spent."""

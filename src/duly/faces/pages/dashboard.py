@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute
 
 from duly.faces.http.answers import Answer
 from duly.faces.http.settings import Context
-from duly.faces.pages import cluster, failures, forecast, home, jobs, lateness, runs, sign_in, timeline
+from duly.faces.pages import cluster, failures, forecast, home, job_form, jobs, lateness, runs, sign_in, timeline
 from duly.faces.pages.live import live
 from duly.faces.pages.sessions import Sessions
 from duly.faces.pages.site import Page, Site
@@ -43,6 +43,11 @@ ROUTES = (
     Route("GET", "/", "home", home.home),
     Route("GET", "/jobs", "jobs", jobs.job_list),
     Route("POST", "/jobs/bulk", "jobs_bulk", jobs.bulk),
+    Route("GET", "/jobs/new", "job_new", job_form.new_job),
+    Route("POST", "/jobs/new", "job_new", job_form.submit_new),
+    Route("GET", "/jobs/schedule", "job_schedule", job_form.schedule_told),
+    Route("GET", "/jobs/{job_id}/edit", "job_edit", job_form.edit_job),
+    Route("POST", "/jobs/{job_id}/edit", "job_edit", job_form.submit_edit),
     Route("GET", "/jobs/{job_id}", "job", jobs.job_page),
     Route("POST", "/jobs/{job_id}/{action}", "job_act", jobs.act),
     Route("GET", "/runs", "runs", runs.run_list),

@@ -93,7 +93,7 @@ class Bar(NamedTuple):
 
 
 def histogram(report: LatenessReport) -> list[Bar]:
-    """Stacked bars, 40 units wide each, 160 tall at most; on time at the bottom, causes above."""
+    """Stacked bars, 100 units wide each, 160 tall at most; on time at the bottom, causes above."""
     most = max((sum(bar.causes.values()) for bar in report.bars), default=0) or 1
     bars = []
     for place, bar in enumerate(report.bars):
@@ -101,7 +101,7 @@ def histogram(report: LatenessReport) -> list[Bar]:
         for cause in sorted(bar.causes):
             tall = max(1.5, bar.causes[cause] / most * 156)
             top -= tall
-            bars.append(Bar(place * 40 + 2, round(top, 1), round(tall, 1), cause or "in_time"))
+            bars.append(Bar(place * 100 + 4, round(top, 1), round(tall, 1), cause or "in_time"))
     return bars
 
 

@@ -3,8 +3,10 @@
   "use strict";
   const ink = (name) => {
     const probe = document.createElement("i"); probe.className = name; probe.hidden = true;
-    document.body.append(probe); const style = getComputedStyle(probe), colour = style.backgroundColor;
-    probe.remove(); return colour === "rgba(0, 0, 0, 0)" ? style.color : colour;
+    document.body.append(probe);
+    const style = getComputedStyle(probe), colour = style.backgroundColor;
+    const found = colour === "rgba(0, 0, 0, 0)" ? style.color : colour;
+    probe.remove(); return found;
   };
   const charts = [];
   for (const place of document.querySelectorAll("[data-plot]")) {
@@ -25,7 +27,8 @@
       series.push({ label: names[1], stroke: ink("l2"), width: 1.5, scale: "y", points: { show: points.length < 90, size: 4 } });
     }
     const scales = { x: { time: true }, y: place.dataset.log ? { distr: 3 } : { range: (_, low, high) => [0, Math.max(1, high) * 1.05] } };
-    const axes = [{ ...axis }, { ...axis, size: 60, values: forecast ? undefined : (_, ticks) => ticks.map((tick) => tick == null ? "" : tick >= 1000 ? `${tick / 1000} s` : `${tick} ms`) }];
+    const clock = (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16));
+    const axes = [{ ...axis, values: clock }, { ...axis, size: 60, values: forecast ? undefined : (_, ticks) => ticks.map((tick) => tick == null ? "" : tick >= 1000 ? `${tick / 1000} s` : `${tick} ms`) }];
     if (!data[0].length) { place.textContent = "No run yet."; place.classList.add("empty"); continue; }
     const chart = new uPlot({ width: place.clientWidth, height: 240, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"), series, scales, axes, cursor: { drag: { x: true, y: false } } }, data, place);
     charts.push([chart, place]);
