@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -21,6 +22,7 @@ from duly.faces.pages.same import as_cli, as_curl, sparse
 from duly.faces.pages.site import Page
 from duly.faces.pages.visit import Form, SeeOther, Visit, complaints
 
+_ZONE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+\-/]{0,63}")
 NOWHERE: Final = JobId("00000000-0000-7000-8000-000000000000")
 QUICK: Final = ("now", "in 10m", "every 15m", "0 * * * *", "0 2 * * *", "30 8 * * 1-5", "H H * * *",
                 "RRULE:FREQ=MONTHLY;BYDAY=1MO;BYHOUR=9;BYMINUTE=0")  # fmt: skip
@@ -32,7 +34,7 @@ async def new_job(visit: Visit) -> Page:
     like = visit.query.get("like", "")
     fields = _empty()
     if is_job_id(like):
-        fields = to_fields(await visit.servicer.get_job(like, namespace=visit.namespace))
+        fields |= to_fields(await visit.servicer.get_job(like, namespace=visit.namespace))
     return _page(visit, fields, None)
 
 
@@ -40,7 +42,7 @@ async def edit_job(visit: Visit) -> Page:
     """The form of a job as it is."""
     visit.need(Scope.OPERATE)
     job = await _job(visit)
-    return _page(visit, to_fields(job), job)
+    return _page(visit, _empty() | to_fields(job), job)
 
 
 async def submit_new(visit: Visit) -> Page | Answer:
@@ -52,7 +54,7 @@ async def submit_new(visit: Visit) -> Page | Answer:
     try:
         job, _ = await visit.servicer.create_job(wanted, namespace=visit.one_namespace)
     except InvalidInput as error:
-        return _page(visit, to_fields(wanted), None, wrong=error)
+        return _page(visit, _empty() | to_fields(wanted), None, wrong=error)
     raise SeeOther(visit.url(f"/jobs/{job.id}", done="created"))
 
 
@@ -72,17 +74,16 @@ async def submit_edit(visit: Visit) -> Page | Answer:
         )
     except PreconditionFailed:
         problem = Conflict("somebody else has changed this job meanwhile; look at what would change now")
-        return _page(visit, to_fields(wanted), job, wrong=problem, wanted=wanted)
+        return _page(visit, _empty() | to_fields(wanted), job, wrong=problem, wanted=wanted)
     except InvalidInput as error:
-        return _page(visit, to_fields(wanted), job, wrong=error)
+        return _page(visit, _empty() | to_fields(wanted), job, wrong=error)
     raise SeeOther(visit.url(f"/jobs/{job.id}", done="saved"))
 
 
 async def schedule_told(visit: Visit) -> Answer:
     """The schedule of the query in words and times: what the form shows while it is being typed."""
     query = visit.query
-    fields = {name: query.get(name, otherwise) for name, otherwise in
-              (("schedule", ""), ("timezone", "UTC"), ("dst", "cron"), ("calendar", ""), ("viewer_zone", ""))}  # fmt: skip
+    fields = {name: query.get(name, "") for name in ("schedule", "timezone", "dst", "calendar", "viewer_zone")}
     told = tell_schedule(visit, fields, query.get("job_id", ""))
     return visit.site.fragment(visit, "schedule.html", told=told)
 
@@ -180,11 +181,7 @@ def tell_schedule(visit: Visit, fields: dict[str, str], job_id: str) -> dict[str
 
 
 def _zone(name: str) -> ZoneInfo | None:
-    if (
-        not name
-        or len(name) > 64
-        or not name.replace("/", "").replace("_", "").replace("-", "").replace("+", "").isalnum()
-    ):
+    if _ZONE.fullmatch(name) is None:
         return None
     try:
         return ZoneInfo(name)
