@@ -5,6 +5,7 @@ The history is written through the store, as runs that have ended; everything fr
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import math
 import os
@@ -62,6 +63,11 @@ def furnish(directory: Path, *, hours: int = 3, seed: int = 7, jobs: int = 0, ru
     """Write the plan's jobs and their history; then `jobs` further ones with `runs` further runs between them."""
     directory.mkdir(parents=True, exist_ok=True)
     return asyncio.run(_furnish(directory, hours, random.Random(seed), jobs, runs))
+
+
+def furnish_apart(directory: Path, *options: str) -> None:
+    """The same in a process of its own: a test with a browser has a running event loop already."""
+    subprocess.run([sys.executable, __file__, str(directory), *options], check=True)
 
 
 async def _furnish(directory: Path, hours: int, dice: random.Random, more: int, runs: int) -> list[Job]:
@@ -181,3 +187,18 @@ def running(directory: Path, *options: str, slots: int = 4) -> Iterator[str]:
             process.terminate()
             status = process.wait(30)
     assert status == 0, (directory / "server.log").read_text()
+
+
+def main() -> None:
+    """`python tests/faces/pages/furnished.py DIRECTORY [--hours H] [--jobs N] [--runs N]`."""
+    asked = argparse.ArgumentParser(description=main.__doc__)
+    asked.add_argument("directory", type=Path)
+    asked.add_argument("--hours", type=int, default=3)
+    asked.add_argument("--jobs", type=int, default=0)
+    asked.add_argument("--runs", type=int, default=0)
+    given = asked.parse_args()
+    furnish(given.directory, hours=given.hours, jobs=given.jobs, runs=given.runs)
+
+
+if __name__ == "__main__":
+    main()

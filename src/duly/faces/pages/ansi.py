@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from typing import Final
 
@@ -20,22 +19,18 @@ _ON: Final = {1: "b", 2: "d", 3: "i", 4: "u"}
 _COLOURS: Final = frozenset(f"c{number}" for number in range(8))
 
 
-class AnsiText:
-    """One stream of a log: keeps the colour in force, and the bytes of a character that is not complete."""
+def ansi_html(data: bytes) -> Markup:
+    """A log, or a part of one, as HTML."""
+    return _AnsiText().html(data.decode("utf-8", "replace"))
+
+
+class _AnsiText:
+    """Keeps the colours in force."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
         self._classes: set[str] = set()
 
-    def feed(self, data: bytes, *, final: bool = False) -> Markup:
-        """The HTML of some more bytes."""
-        text = self._rest + self._decoder.decode(data, final=final)
-        cut = text.rfind("\x1b")
-        if not final and cut >= 0 and len(text) - cut < 200 and _complete(text[cut:]) is False:
-            text, self._rest = text[:cut], text[cut:]
-        else:
-            self._rest = ""
+    def html(self, text: str) -> Markup:
         pieces: list[Markup] = []
         position = 0
         for match in _ESCAPE.finditer(text):
@@ -72,8 +67,3 @@ class AnsiText:
                 self._classes -= _COLOURS
             elif number in (38, 48):  # a colour of 256 or of all: its arguments are passed over
                 place += {5: 2, 2: 4}.get(numbers[place] if place < len(numbers) else 0, 1)
-
-
-def _complete(tail: str) -> bool:
-    match = _ESCAPE.match(tail)
-    return match is not None and (match.end() < len(tail) or (len(tail) > 2 and tail[-1].isalpha()))

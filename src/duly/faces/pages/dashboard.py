@@ -28,8 +28,12 @@ def dashboard(
         async def nothing(_: Visit) -> Page:
             raise AssertionError
 
+        async def icon(_: Visit) -> Answer:
+            return table.site.files.reply("icon.svg", kept=False)
+
         routes = [
             *ROUTES,
+            Route("GET", "/favicon.ico", "icon", icon, open=True),
             Route("GET", "/live", "live", stream),
             Route("GET", "/static/{mark}/{name:path}", "static", nothing),
         ]

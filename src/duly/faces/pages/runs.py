@@ -16,7 +16,7 @@ from duly.core.model import JobId, RunState, WorkerId
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, Streamed
 from duly.faces.http.conditions import attachment
-from duly.faces.pages.ansi import AnsiText
+from duly.faces.pages.ansi import ansi_html
 from duly.faces.pages.site import SAFE_HEADERS, Page
 from duly.faces.pages.visit import SeeOther, Visit
 from duly.ports import RunQuery
@@ -103,7 +103,7 @@ class Log:
             )
             data = await (self._search(chunks) if self._find else self._tail(chunks))
             if data:
-                html = AnsiText().feed(data, final=True)
+                html = ansi_html(data)
                 pieces.append(html if stream == "stdout" else Markup('<span class="err">{}</span>').format(html))
         self.html = Markup().join(pieces)
         if self._find:

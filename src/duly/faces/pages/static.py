@@ -16,11 +16,11 @@ NAMES: Final = (
     "duly.js",
     "charts.js",
     "icon.svg",
-    "vendor/htmx.min.js",
-    "vendor/hx-sse.min.js",
     "vendor/uplot.min.js",
     "vendor/uplot.min.css",
 )
+# One script, because htmx looks at the page as soon as it is loaded: an extension that comes later comes too late.
+JOINED: Final = {"htmx.js": ("vendor/htmx.min.js", "vendor/hx-sse.min.js")}
 
 
 class _File(NamedTuple):
@@ -35,8 +35,8 @@ class StaticFiles:
     def __init__(self) -> None:
         root = resources.files("duly.faces.pages") / "static"
         self._files: dict[str, _File] = {}
-        for name in NAMES:
-            body = root.joinpath(name).read_bytes()
+        for name in (*NAMES, *JOINED):
+            body = b"\n;\n".join(root.joinpath(part).read_bytes() for part in JOINED.get(name, (name,)))
             mark = hashlib.sha256(body).hexdigest()[:12]
             self._files[name] = _File(body, _TYPES[name[name.rindex(".") :]], mark)
 
@@ -53,8 +53,12 @@ class StaticFiles:
         found = self._files.get(call.path["name"])
         if found is None:
             raise NotFound("there is no such file")
-        current = call.path["mark"] == found.mark
-        caching = b"public, max-age=31536000, immutable" if current else b"no-cache"
+        return self.reply(call.path["name"], kept=call.path["mark"] == found.mark)
+
+    def reply(self, name: str, *, kept: bool) -> Answer:
+        """A file; `kept` for good if its address names its content."""
+        found = self._files[name]
+        caching = b"public, max-age=31536000, immutable" if kept else b"no-cache"
         headers = [
             (b"content-type", found.media),
             (b"cache-control", caching),

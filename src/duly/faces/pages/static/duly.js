@@ -74,7 +74,7 @@
     if (event.target.matches?.("[data-all]")) for (const box of marks()) box.checked = event.target.checked;
     if (event.target.matches?.("[data-all], input[name=ids]")) counted();
   });
-  for (const box of $$("[data-all]")) box.hidden = false;
+  for (const label of $$("[data-all-label]")) label.hidden = false;
   if (marks().length) counted();
   const filter = $("input[data-complete]");
   if (filter) {
