@@ -259,5 +259,17 @@ class News(Message, frozen=True, kw_only=True):
 
 
 AnyMessage = (
-    Hint | Ended | Assign | Cancel | Rest | Beat | BeatAnswer | Report | ReportAnswer | ReadLog | LogChunk | Notice | News
+    Hint
+    | Ended
+    | Assign
+    | Cancel
+    | Rest
+    | Beat
+    | BeatAnswer
+    | Report
+    | ReportAnswer
+    | ReadLog
+    | LogChunk
+    | Notice
+    | News
 )
