@@ -9,9 +9,11 @@ sessions; removing the file ends them all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -72,17 +74,23 @@ class Sessions:
 
 
 def session_key(path: Path, *, entropy: Callable[[int], bytes]) -> bytes:
-    """The key in the file, made if there is none. Raises Unavailable for a file that is no key."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != _KEY_BYTES:
-            raise Unavailable(f"{path.name} is no session key; remove it and start again", retry_after=None) from None
-        return key
-    with os.fdopen(handle, "wb") as file:
-        key = entropy(_KEY_BYTES)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+    """The key in the file, made if there is none; servicers that make it at the same time agree on one.
+
+    Raises Unavailable for a file that is no key.
+    """
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, whole = tempfile.mkstemp(prefix=".session-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(entropy(_KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(whole, path)  # never replaces the key that another servicer has just made
+        finally:
+            Path(whole).unlink()
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise Unavailable(f"{path.name} is no session key; remove it and start again", retry_after=None)
     return key
