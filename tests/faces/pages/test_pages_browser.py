@@ -12,6 +12,7 @@ from faces.pages.visitor import Visitor
 
 SCREENS = ("/", "/jobs", "/runs", "/timeline", "/lateness", "/failures", "/forecast", "/cluster", "/jobs/new")
 LIMIT = 150_000
+pytestmark = pytest.mark.timeout(300)  # a browser on a busy machine takes its time
 
 
 def job_id(visitor: Visitor, name: str) -> str:

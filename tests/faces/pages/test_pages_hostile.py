@@ -9,6 +9,8 @@ from playwright.sync_api import expect
 
 from faces.pages.visitor import Visitor
 
+pytestmark = pytest.mark.timeout(300)  # a browser on a busy machine takes its time
+
 CORPUS = (
     "<script>window.harmed=1</script>",
     "<img src=x onerror=window.harmed=1>",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=30_000)
 
 CHROMIUM = os.environ.get("DULY_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
@@ -88,7 +88,7 @@ class Visitor:
 def make_visitor(browser: Browser, url: str, **options: Any) -> Iterator[Visitor]:
     """A visitor that is checked at the end."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(45_000)
     visitor = Visitor(context, url)
     try:
         yield visitor
