@@ -147,7 +147,7 @@ class Bench:
 @contextlib.asynccontextmanager
 async def opened(url: str, args: argparse.Namespace) -> AsyncIterator[Bench]:
     """A bench over a store."""
-    store = PostgresStore(url, shard="s0", clock=SystemClock(), statement_cache_size=args.statement_cache)
+    store = PostgresStore(f"{url}?statement_cache_size={args.statement_cache}", shard="s0", clock=SystemClock())
     await store.migrate()
     fence = (await store.hold("s0", "bench", 3_600_000_000)).fence
     yield Bench(store, Server(url), fence, args)

@@ -92,6 +92,16 @@ class Databases:
         self._admin.execute(f'create database "{name}"')
         return self.url(name)
 
+    def create_on(self, name: str, directory: str) -> str:
+        """An empty database whose tables are in a directory of their own."""
+        self._admin.execute(f"create tablespace apart location '{directory}'")
+        self._admin.execute(f'create database "{name}" tablespace apart')
+        return self.url(name)
+
+    def drop_disk(self) -> None:
+        """Give up that directory."""
+        self._admin.execute("drop tablespace apart")
+
     def drop(self, name: str) -> None:
         """Away with it."""
         self._admin.execute(f'drop database "{name}" with (force)')

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -333,6 +336,47 @@ async def test_errors_of_the_server_have_their_answer(store: PostgresStore, stat
     finally:
         db.execute(str(was).encode())
     assert await store.create([(job("a"), [run("a")])]) == [None]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[tuple[str, Path]]:
+    """The address of a database on a file system of its own, and a file there that can fill it."""
+    data = databases().clock_file.parent
+    disk = data / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=32m,uid={data.stat().st_uid}", "tmpfs", str(disk)], check=True)
+    try:
+        yield databases().create_on("full", "/proc/self/cwd/small"), disk / "filler"
+    finally:
+        databases().drop("full")
+        databases().drop_disk()
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        disk.rmdir()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a file system has to be mounted")
+async def test_a_full_disk_is_storage_full_and_writes_nothing(small_disk: tuple[str, Path]) -> None:
+    """Reads go on; so do writes once there is room."""
+    address, filler = small_disk
+    store = opened(address)
+    await store.migrate()
+    await store.create([(job("a"), [run("a")])])
+
+    def fill() -> None:
+        with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4_096))
+
+    await asyncio.to_thread(fill)
+    large = [(job(f"j{i:03}", name="x" * 200, labels={"k": "v"}), [run(f"j{i:03}")]) for i in range(800)]
+    with pytest.raises(StorageFull):
+        await store.create(large)
+    assert [row.job.id for row in (await store.page_jobs(JobQuery())).items] == ["a"]
+    assert (await store.stats())[0].jobs == 1
+    await asyncio.to_thread(filler.unlink)
+    assert await store.create(large) == [None] * 800
+    assert (await store.stats())[0].jobs == 801
+    await store.close()
 
 
 async def test_text_that_postgresql_cannot_hold_is_invalid_input(store: PostgresStore) -> None:

@@ -19,7 +19,7 @@ from duly.adapters import postgres_changes, postgres_pages, postgres_schema
 from duly.adapters.postgres_pool import Pool
 from duly.adapters.postgres_store import PostgresStore
 from duly.adapters.sql import migrations
-from duly.core.errors import Conflict, NotFound, Unavailable
+from duly.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from duly.core.model import CommandTask, JobId, RunState
 from duly.ports import JobQuery, RunQuery
 
@@ -40,9 +40,9 @@ def url() -> str:
     return databases().shard("s0", T0)
 
 
-def opened(url: str, shard: str = "s0", **options: Any) -> PostgresStore:
+def opened(url: str) -> PostgresStore:
     """A store, at T0."""
-    return PostgresStore(url, shard=shard, clock=DatabaseClock(databases().clock_file, T0), **options)
+    return PostgresStore(url, shard="s0", clock=DatabaseClock(databases().clock_file, T0))
 
 
 @pytest.fixture
@@ -195,6 +195,27 @@ async def life(store: PostgresStore) -> None:
     assert await store.slots("s0") is None
 
 
+@pytest.mark.parametrize("query", ["connections=2", "connections=x", "statement_cache_size=-1", "connections="])
+def test_options_that_make_no_sense_are_refused(url: str, query: str) -> None:
+    """They come from a file of settings: the error names them."""
+    with pytest.raises(InvalidInput, match=query.partition("=")[0]):
+        opened(f"{url}?{query}")
+
+
+async def test_options_of_the_pool_are_not_the_servers(url: str) -> None:
+    """Those that libpq knows go on to it."""
+    store = opened(f"{url}?connections=3&application_name=duly-test&statement_cache_size=0")
+    await asyncio.gather(*(store.get([JobId("a")]) for _ in range(20)))
+    names = (
+        databases()
+        .connection("s0")
+        .execute("select count(*) from pg_stat_activity where application_name = 'duly-test'")
+    )
+    [(n,)] = names
+    assert 1 <= int(str(n)) <= 3
+    await store.close()
+
+
 async def test_every_call_may_be_on_another_backend(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As behind a transaction pooler: nothing that one call leaves on its session is needed by the next."""
     monkeypatch.setattr(asyncpg, "create_pool", partial(asyncpg.create_pool, max_queries=1))
@@ -206,7 +227,7 @@ async def test_every_call_may_be_on_another_backend(url: str, monkeypatch: pytes
         return connection
 
     monkeypatch.setattr(Pool, "_acquire", noted)
-    store = opened(url, statement_cache_size=0)
+    store = opened(f"{url}?statement_cache_size=0")
     await life(store)
     await store.close()
     assert len(backends) >= 30

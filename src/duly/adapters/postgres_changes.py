@@ -25,7 +25,7 @@ from duly.adapters.rows import (
 from duly.core.machine import Transition
 from duly.core.model import Job, Run, RunKey, RunState
 
-MAX_ROWS: Final = 500  # transitions in one statement
+MAX_ROWS: Final = 1_000  # transitions in one statement
 MAX_JOBS: Final = 1_000  # jobs in one statement
 
 _SUCCEEDED: Final = RunState.SUCCEEDED.value

@@ -35,7 +35,7 @@ from duly.core.paging import (
 from duly.ports import JobQuery, RunQuery
 
 BEGIN: Final = """
-begin isolation level repeatable read, read only;
+begin isolation level repeatable read, read only; set local idle_in_transaction_session_timeout = '15s';
 set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off;
 set local enable_mergejoin = off; set local enable_sort = off; set local jit = off;
 """

@@ -4,8 +4,8 @@
                                                        └──▶ or begin … commit, for what needs one snapshot or commit
 
 Nothing is left behind on a connection (no SET, LISTEN, session lock or temporary table), so a transaction pooler may
-stand between; then give `statement_cache_size=0`. Some connections are kept for what cannot wait behind bulk work:
-leases, terms and the clock.
+stand between; then the URL says `?statement_cache_size=0`. Some connections are kept for what cannot wait behind bulk
+work: leases, terms and the clock.
 
 What a failure means: refused, or lost before anything was sent: Unavailable. Lost, or no answer in time, while a
 statement that writes or a commit was under way: OutcomeUnknown. An error that the server names: nothing was written.
@@ -17,7 +17,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from types import SimpleNamespace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
@@ -30,6 +31,8 @@ ACQUIRE_WITHIN: Final = 10.0  # seconds
 CONNECT_WITHIN: Final = 5.0
 ANSWER_WITHIN: Final = 15.0
 IDLE_FOR: Final = 60.0  # a connection that was not used for so long is closed
+# Of a transaction of several statements, so that a client that vanishes in the middle holds no lock for long.
+BEGIN: Final = "begin; set local idle_in_transaction_session_timeout = '15s'; set local lock_timeout = '10s'"
 TRIES: Final = 4  # of a call that met a deadlock or a serialization failure
 
 LOOK_AGAIN: Final = "DU002"  # raised by the functions that judge leases
@@ -69,13 +72,41 @@ def _array_type(oid: int, name: str, element: int) -> dict[str, object]:
     return {"oid": oid, "ns": "pg_catalog", "name": name, "kind": "b", "elemtype": element, "elemdelim": ",", **unset}
 
 
+class Options(NamedTuple):
+    """What a URL says of the pool, besides what libpq knows: `?connections=4&statement_cache_size=0`."""
+
+    url: str
+    connections: int
+    statement_cache_size: int
+
+    @classmethod
+    def of(cls, url: str) -> Options:
+        """Raises InvalidInput for a number that is none, or out of bounds."""
+        parts = urlsplit(url)
+        found = {"connections": (CONNECTIONS, URGENT + 1, 1_000), "statement_cache_size": (100, 0, 10_000)}
+        values, rest = {}, []
+        for name, value in parse_qsl(parts.query, keep_blank_values=True):
+            if name in found:
+                values[name] = value
+            else:
+                rest.append((name, value))
+        numbers = {}
+        for name, (default, least, most) in found.items():
+            text = values.get(name, str(default))
+            if not text.isdecimal() or not least <= int(text) <= most:
+                raise InvalidInput.at("/stores", f"{name} of a shard's URL is a number from {least} to {most}")
+            numbers[name] = int(text)
+        return cls(urlunsplit(parts._replace(query=urlencode(rest))), **numbers)
+
+
 class Pool:
     """Bounded access to one database. Nothing connects before the first call."""
 
-    def __init__(self, url: str, *, connections: int = CONNECTIONS, statement_cache_size: int = 100) -> None:
-        self._url = url
-        self._connections = max(connections, URGENT + 1)
-        self._statement_cache_size = statement_cache_size
+    def __init__(self, url: str) -> None:
+        options = Options.of(url)
+        self._url = options.url
+        self._connections = options.connections
+        self._statement_cache_size = options.statement_cache_size
         self._general = asyncio.Semaphore(self._connections - URGENT)
         self._waiting = 0
         self._pool: asyncpg.Pool[Row] | None = None

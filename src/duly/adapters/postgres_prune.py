@@ -7,6 +7,7 @@ week: they outlast their time by a week at most (decision 0013).
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from duly.adapters.postgres_pool import Pool
@@ -15,6 +16,8 @@ from duly.adapters.sql import statements
 from duly.core.errors import Unavailable
 from duly.core.instants import DAY, HOUR, WEEK
 from duly.ports import Pruned
+
+log = logging.getLogger("duly.store")
 
 SQL: Final = statements("postgres")
 STRETCH: Final = 2_000  # jobs looked at in one step
@@ -67,9 +70,9 @@ class Pruner:
                     continue
                 [(dropped,)] = await self._pool.write(SQL["drop_week"], week, within=SCAN_WITHIN)
                 runs += dropped or 0
-        except Unavailable:
+        except Unavailable as problem:
             # Someone reads history for a long time (a backup): a lock was not to be had. Next time, then.
-            return runs
+            log.info("the weeks of history are left as they are for now: %s", problem)
         return runs
 
     async def _walk(self, limit: int) -> tuple[int, bool]:

@@ -42,9 +42,9 @@ from msgspec.structs import replace
 
 from duly.adapters import postgres_changes, postgres_pages, postgres_schema
 from duly.adapters.postgres_batches import Batches
-from duly.adapters.postgres_changes import MAX_JOBS, MAX_ROWS, Args, call
+from duly.adapters.postgres_changes import MAX_JOBS, Args, call
 from duly.adapters.postgres_clock import ShardClock
-from duly.adapters.postgres_pool import CONNECTIONS, Pool, Row
+from duly.adapters.postgres_pool import BEGIN, Pool, Row
 from duly.adapters.postgres_prune import Pruner
 from duly.adapters.postgres_slots import Slots
 from duly.adapters.recent import Recent
@@ -58,6 +58,7 @@ from duly.ports import Clock, Collision, JobPage, JobQuery, JobRow, Pruned, RunP
 
 SQL: Final = statements("postgres")
 REMEMBERED_JOBS: Final = 8_192  # decoded documents
+TOGETHER: Final = 512  # transitions of several calls in one statement: the most per second
 JOBS: Final = -1  # the tally of jobs
 
 T = TypeVar("T")
@@ -66,29 +67,22 @@ T = TypeVar("T")
 class PostgresStore:
     """The Store port over one PostgreSQL database. `url` is a libpq URL; `clock` is this node's own.
 
-    `connections` bounds those of this process. `statement_cache_size=0` for a transaction pooler that does not know
-    prepared statements. Nothing is connected before the first call, which raises Unavailable if the schema is missing
-    or older (until someone calls `migrate`) and Conflict if it is newer or another shard's.
+    Two options may follow in the URL: `?connections=8` bounds those of this process, at least 3;
+    `&statement_cache_size=0` is for a transaction pooler that does not know prepared statements. Nothing is connected
+    before the first call, which raises Unavailable if the schema is missing or older (until someone calls `migrate`)
+    and Conflict if it is newer or another shard's.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        shard: str,
-        clock: Clock,
-        connections: int = CONNECTIONS,
-        statement_cache_size: int = 100,
-    ) -> None:
+    def __init__(self, url: str, *, shard: str, clock: Clock) -> None:
         self.shards: tuple[str, ...] = (shard,)
         self._shard = shard
-        self._pool = Pool(url, connections=connections, statement_cache_size=statement_cache_size)
+        self._pool = Pool(url)
         self._clock = ShardClock(self._pool, clock)
         self._pruner = Pruner(self._pool)
         self._slots = Slots(shard, self._pool)
         self._jobs: Recent[str, Job] = Recent(REMEMBERED_JOBS)  # by document
         self._creations = Batches(self._create, most=MAX_JOBS)
-        self._applications = Batches(self._apply, most=MAX_ROWS)
+        self._applications = Batches(self._apply, most=TOGETHER)
         self._checked = False
         self._closed = False
 
@@ -315,7 +309,7 @@ class PostgresStore:
                 bytes=await db.fetchval(SQL["bytes"]),
             )
 
-        return [await pool.transact("begin isolation level repeatable read, read only", work)]
+        return [await pool.transact(postgres_pages.BEGIN, work)]
 
     async def prune(self, limit: int) -> Pruned:
         await self._ready()
@@ -356,7 +350,7 @@ async def _carry_out(pool: Pool, function: str, batches: Sequence[Args]) -> list
             answers += await db.fetchval(call(function, batch), *batch)
         return answers
 
-    return await pool.transact("begin", work, writes=True)
+    return await pool.transact(BEGIN, work, writes=True)
 
 
 def _columns(keys: Sequence[RunKey]) -> tuple[list[str], list[int]]:

@@ -125,6 +125,7 @@ create function duly.create_jobs_1(
 language plpgsql volatile
 set search_path = duly, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
+set lock_timeout = '10s'
 as $$
 declare
   fresh text[]; whole boolean; counted smallint[]; past smallint[]; live bigint;
@@ -216,6 +217,7 @@ create function duly.apply_runs_1(
 language plpgsql volatile
 set search_path = duly, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
+set lock_timeout = '10s'
 as $$
 declare
   stale integer[] := '{}'; losers integer[] := '{}';
@@ -355,6 +357,7 @@ create function duly.change_job_1(
 language plpgsql volatile
 set search_path = duly, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
+set lock_timeout = '10s'
 as $$
 declare
   was job%rowtype; seen bigint := -1; n bigint; at bigint; gone bigint[];
