@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import random  # noqa: TID251 - chance comes in here, as in embedded.py
 import secrets
@@ -23,7 +24,7 @@ from duly.adapters.system_clock import SystemClock
 from duly.boot.apps import register_apps
 from duly.boot.embedded import worker_settings
 from duly.boot.parts import open_blobs, open_broker, open_stores
-from duly.boot.serving import given_listeners, listen, serving, signals, url_of
+from duly.boot.serving import given_listeners, host_of, listen, serving, signals, url_of
 from duly.core.errors import DulyError, InvalidInput
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import WorkerId
@@ -50,12 +51,13 @@ LAST_PAUSE: Final = 2 * SECOND
 
 
 async def run_servicer(settings: Settings, *, started: Started) -> None:
-    """Serve the API. Takes a listening socket from whoever started this process, besides or instead of its own.
+    """Serve the API. Takes listening sockets from whoever started this process, as systemd does: besides its own one,
+    or as that if one of them has the port of the settings.
 
     Raises InvalidInput when the address would be open to others without a token.
     """
     from duly.faces.api import create_app
-    from duly.faces.http.access import Access, bind_problem, hosts_for
+    from duly.faces.http.access import Access, bind_problem, hosts_for, is_loopback
     from duly.faces.http.settings import HttpSettings
     from duly.faces.pages.dashboard import dashboard
     from duly.faces.pages.sessions import KEY_FILE, session_key
@@ -63,25 +65,28 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
 
     clock = SystemClock()
     tokens = TokenFile(Path(settings.dir) / TOKENS, monotonic=clock.monotonic)
-    problem = bind_problem(settings.host, tokens)
-    if problem:
-        raise InvalidInput.at("/host", problem)
+    given = given_listeners()
+    host = next((name for name in map(host_of, given) if not is_loopback(name)), settings.host)
+    for name in {host, settings.host}:
+        problem = bind_problem(name, tokens)
+        if problem:
+            raise InvalidInput.at("/host", problem)
     telemetry = Telemetry()
     asked = asyncio.Event()
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        given = given_listeners()
-        own = [listen(settings.host, settings.port)] if settings.port or not given else []
+        is_given = settings.port in [listener.getsockname()[1] for listener in given]
+        own = [] if is_given else [listen(settings.host, settings.port)]
         listeners = [stack.enter_context(listener) for listener in (*own, *given)]
         stack.enter_context(signals(asked))
         servicer = (await _colleague(stack, settings, clock, telemetry)).servicer
-        key = session_key(Path(settings.dir) / KEY_FILE, entropy=secrets.token_bytes)
+        key = _shared_session_key(settings) or session_key(Path(settings.dir) / KEY_FILE, entropy=secrets.token_bytes)
         app = create_app(
             servicer,
             access=Access(tokens, clock=clock),
             telemetry=telemetry,
             settings=HttpSettings(
-                hosts=hosts_for(settings.host, tuple(settings.allowed_hosts)), max_blob_bytes=settings.max_blob_bytes
+                hosts=hosts_for(host, tuple(settings.allowed_hosts)), max_blob_bytes=settings.max_blob_bytes
             ),
             stop=stop,
             pages=dashboard(key=key, wall=clock.wall, entropy=secrets.token_bytes),
@@ -94,6 +99,15 @@ async def run_servicer(settings: Settings, *, started: Started) -> None:
             finally:
                 stop.set()
             await servicer.drain()
+
+
+def _shared_session_key(settings: Settings) -> bytes | None:
+    """What all servicers with the cluster's key sign sessions with, so that each takes those of the others."""
+    return (
+        hmac.digest(settings.cluster_key[0].encode(), b"duly dashboard session", "sha256")
+        if settings.cluster_key
+        else None
+    )
 
 
 class Colleague(NamedTuple):

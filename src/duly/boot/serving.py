@@ -45,6 +45,12 @@ def given_listeners() -> list[socket.socket]:
     return listeners
 
 
+def host_of(listener: socket.socket) -> str:
+    """The address that a socket is bound to."""
+    host: str = listener.getsockname()[0] if listener.family != socket.AF_UNIX else "127.0.0.1"
+    return host
+
+
 def authority(host: str, port: int) -> str:
     """Host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
