@@ -178,10 +178,11 @@ async def test_jobs_that_keep_for_a_short_time_are_pruned_exactly(store: Postgre
     assert await left(store, "a") == [HOUR]
 
 
-async def test_what_is_beyond_the_number_kept_is_deleted_at_once(store: PostgresStore) -> None:
+async def test_what_is_beyond_the_number_kept_is_deleted_at_once(store: PostgresStore, clock: DatabaseClock) -> None:
     """However long the job keeps."""
     await store.prune(10)
     await store.create([(job("a", keep=Keep(runs=2)), [ended("a", i) for i in range(9)])])
+    await clock.advance(HOUR)
     assert (await prune_all(store))[0] == 7
     assert await left(store, "a") == [7, 8]
 
