@@ -452,6 +452,24 @@ async def test_prune_returns_digests_that_a_change_left_behind(harness: Harness)
     assert (await prune_all(harness))[2] == {digest(1)}
 
 
+async def test_files_of_attempts_that_a_run_no_longer_lists_are_kept_as_long_as_the_run(harness: Harness) -> None:
+    """Its document names the last attempts only."""
+    keep = Keep(age=100)
+    await harness.store.create([(job("a", keep=keep), [run("a"), run("a", DAY)])])
+    out = dispatch(run("a"))
+    await harness.store.apply([out])
+    tried = Attempt(number=1, worker=W1, state="failed", logs={"stderr": digest(5)})
+    again = retry(out.run, 50, attempts=(tried,))
+    await harness.store.apply([again])
+    second = dispatch(again.run)
+    await harness.store.apply([second])
+    await harness.store.apply([succeed(second.run, attempts=())])
+    assert (await prune_all(harness))[2] == set()
+    assert await referred(harness, 5) == {5}
+    await harness.passes(1_000)
+    assert (await prune_all(harness))[::2] == (1, {digest(5)})
+
+
 async def test_prune_returns_digests_of_retries_of_a_deleted_job(harness: Harness) -> None:
     """Their runs went without a record."""
     await given(harness, run("a"))

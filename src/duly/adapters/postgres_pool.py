@@ -26,7 +26,7 @@ from duly.core.errors import DulyError, Fenced, InvalidInput, OutcomeUnknown, Ov
 
 CONNECTIONS: Final = 8
 URGENT: Final = 2  # of them, kept for leases, terms and the clock
-MAX_WAITING: Final = 1_000  # calls that wait for a connection; beyond these a call is refused
+MAX_WAITING: Final = 1_000  # calls that wait for a connection; beyond these one is refused, an urgent one at twice
 ACQUIRE_WITHIN: Final = 10.0  # seconds
 CONNECT_WITHIN: Final = 5.0
 ANSWER_WITHIN: Final = 15.0
@@ -170,7 +170,7 @@ class Pool:
     async def _connection(self, *, urgent: bool) -> AsyncIterator[asyncpg.Connection]:
         if self._closed:
             raise Unavailable("the store is closed")
-        if self._waiting >= MAX_WAITING and not urgent:
+        if self._waiting >= (2 * MAX_WAITING if urgent else MAX_WAITING):
             raise Overloaded("the store has more calls waiting than it takes")
         self._waiting += 1
         try:

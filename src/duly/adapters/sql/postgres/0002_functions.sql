@@ -305,9 +305,15 @@ begin
            r(i, digest, job, scheduled)
      where r.i <> all (losers)
     on conflict do nothing;
-    -- Some were the waiting run's already: they go with it into history.
-    delete from blob_ref b using unnest(past_i, past_digests, past_jobs, past_scheduled) r(i, digest, job, scheduled)
-     where b.digest = r.digest and b.job = r.job and b.scheduled = r.scheduled and r.i <> all (losers);
+  end if;
+  if cardinality(past_i) > 0 or exists (select from unnest(end_was_attempts) was(attempt) where attempt > 1) then
+    -- What a run referred to while it waited for another attempt goes with it into history.
+    with moved as (
+      delete from blob_ref b using unnest(end_i, end_jobs, end_scheduled) o(i, job, scheduled)
+       where b.job = o.job and b.scheduled = o.scheduled and o.i <> all (losers)
+      returning b.digest, b.job, b.scheduled
+    )
+    insert into history_ref select digest, job, scheduled from moved on conflict do nothing;
   end if;
   if cardinality(open_i) > 0 then
     if cardinality(losers) > 0 then
