@@ -1,7 +1,8 @@
 """A real cluster under load, and the death, the pause and the loss of each of its parts, one after the other.
 
 Afterwards everything that is owed is matched to what ran, by the checker of the crash rounds. Not one call of the
-load may fail but for a shard that is down, because the client goes to another servicer by itself.
+load may fail but for a shard that is down: the clients go to another servicer by themselves, and one of them goes
+through HAProxy, where that is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from cluster.balancer import balanced
 from cluster.load import Caller, ClusterLoad
 from cluster.running import RunningCluster, running_cluster
 from duly import Duly
@@ -72,12 +74,16 @@ def test_nothing_is_lost_or_done_twice_whatever_dies(tmp_path: Path) -> None:
     done = Acknowledged()
     loads = [ClusterLoad(number, marks, done) for number in range(CLIENTS)]
     enough = threading.Event()
-    with running_cluster(tmp_path / "cluster", *CLUSTER, "--app", "system.marking:app") as cluster:
+    with (
+        running_cluster(tmp_path / "cluster", *CLUSTER, "--app", "system.marking:app") as cluster,
+        balanced(cluster.servicers, tmp_path) as balancer,
+    ):
         urls = cluster.servicers
         first = Caller(urls)
         loads[0].start_tickers(first)
         first.close()
-        threads = [threading.Thread(target=load.go, args=(urls, enough)) for load in loads]
+        ways = [urls] * CLIENTS if balancer is None else [urls] * (CLIENTS - 1) + [[balancer]]
+        threads = [threading.Thread(target=load.go, args=(way, enough)) for load, way in zip(loads, ways, strict=True)]
         for thread in threads:
             thread.start()
         try:
