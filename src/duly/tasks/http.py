@@ -3,7 +3,7 @@
 - `Idempotency-Key: <run id>` goes with every request, the same for each attempt; a header of the job's own wins.
 - A string as body is sent as text, any other JSON value as JSON, null as no body.
 - Redirects are not followed: a 3xx is an answer like any other, to be expected or not.
-- The worker's own network is out of reach (`address.py`) unless the worker allows it; proxies from the environment
+- The worker's own network is out of reach (`outbound/`) unless the worker allows it; proxies from the environment
   are not used; a connection serves one request, so none is shared between hosts.
 - The answer's body is kept as the output `response`, up to 1 MiB, also that of an unexpected answer.
 """
@@ -19,8 +19,8 @@ import msgspec
 
 from duly.core.errors import DulyError
 from duly.core.model import Failure, HttpTask, Output
+from duly.outbound.address import AddressRefused, Resolve, resolve_by_system
 from duly.ports import Blobs
-from duly.tasks.address import AddressRefused, Resolve, resolve_by_system
 from duly.tasks.alarm import Alarm
 from duly.tasks.attempt import MAX_DETAIL, Held, Sink, Stage, Tempo
 from duly.tasks.executor import microseconds
@@ -245,9 +245,13 @@ class HttpRunner:
         def make() -> Any:
             import httpx2
 
-            from duly.tasks.http_transport import CheckedTransport
+            from duly.outbound.transport import CheckedTransport
 
-            transport = CheckedTransport(allow_private=self._allow_private, resolve=self._resolve)
+            transport = CheckedTransport(
+                allow_private=self._allow_private,
+                mend="start the worker with allow_private_addresses to let jobs reach it",
+                resolve=self._resolve,
+            )
             return httpx2.AsyncClient(
                 transport=transport, timeout=httpx2.Timeout(None), follow_redirects=False, trust_env=False
             )

@@ -1,4 +1,4 @@
-"""Which addresses a worker's requests may go to: none of its own network's, unless the worker allows it.
+"""Which addresses requests may go to that people name: none of this network's own, unless it is allowed.
 
 A name is resolved once, every address that it has is checked, and the connection goes to one that was checked, so
 that a second answer of the name server's (rebinding) cannot lead elsewhere.
@@ -55,8 +55,5 @@ async def checked_address(host: str, port: int, *, allow_private: bool, resolve:
     if not allow_private:
         for address in addresses:
             if not is_public(address):
-                raise AddressRefused(
-                    f"{host} is {address}, which is not on the public internet; "
-                    "start the worker with allow_private_addresses to let jobs reach it"
-                )
+                raise AddressRefused(f"{host} is {address}, which is not on the public internet")
     return addresses[0]

@@ -1,4 +1,4 @@
-"""The connection of HTTP tasks: to an address that was checked, under the name that was asked for."""
+"""A connection to an address that was checked, under the name that was asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import httpx2
 
-from duly.tasks.address import AddressRefused, Resolve, checked_address
+from duly.outbound.address import AddressRefused, Resolve, checked_address, resolve_by_system
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -14,8 +14,10 @@ _PORTS: Final = {"http": 80, "https": 443}
 class CheckedTransport(httpx2.AsyncBaseTransport):
     """Resolves once, checks every address, connects to one of them; Host and the certificate's name stay the URL's."""
 
-    def __init__(self, *, allow_private: bool, resolve: Resolve) -> None:
+    def __init__(self, *, allow_private: bool, mend: str, resolve: Resolve = resolve_by_system) -> None:
+        """`mend` says what would let requests go to private addresses."""
         self._allow_private = allow_private
+        self._mend = mend
         self._resolve = resolve
         # Connections are pooled by address: keeping none open keeps one host's from serving another's request.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
@@ -31,6 +33,8 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
             address = await checked_address(
                 host, url.port or _PORTS[url.scheme], allow_private=self._allow_private, resolve=self._resolve
             )
+        except AddressRefused as error:
+            raise AddressRefused(f"{error}; {self._mend}") from None
         except OSError as error:
             raise httpx2.ConnectError(f"{host} cannot be resolved: {error}") from error
         checked = httpx2.Request(
