@@ -122,6 +122,14 @@ _offer(
     revoke="revoke_token: End a token; servers notice within a second. | what is kept of the token",
 )
 _offer(
+    _group("webhook", "Events of runs, sent to other systems: [[webhook]] in duly.toml."),
+    "webhook",
+    list='list_webhooks: Show the webhooks of the server that answers. | {"items": [{"name", "state", "dropped", …}]}',
+    test="trial: Send a test event from here to the webhooks of the settings file. | "
+    '{"items": [{"name", "status", "problem"}]}. Ends with 1 if one was not taken.',
+    secret='secret: Make a secret to sign events with. | {"secret"}',
+)
+_offer(
     _group("config", "Settings."),
     "config",
     show="show: Show each setting and where it came from. | "

@@ -1,4 +1,6 @@
-"""The four ports through which roles touch the world. Each verb's docstring is its contract, clause by clause.
+"""The ports through which roles touch the world: store, broker, blobs, clock, and a small one for webhooks.
+
+Each verb's docstring is its contract, clause by clause.
 
 Stores are asked through some eighteen verbs that speak of transitions, not rows. `apply` is the only way in
 which a run changes state. Zero rows changed is an answer (a loser), never an exception.
@@ -7,8 +9,8 @@ All instants and durations are integer microseconds; instants are UTC by the sha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -323,6 +325,33 @@ class Blobs(Protocol):
 
     async def fetch(self, digest: str, path: str, *, executable: bool = False) -> None:
         """Put a checked copy at a local path (from a bounded local cache where there is one)."""
+        ...
+
+
+# -- webhooks -----------------------------------------------------------------------------------------------
+
+
+class Posted(NamedTuple):
+    """What became of one request: the status, or 0 when none came back and why not."""
+
+    status: int
+    problem: str = ""  # in words; empty after a 2xx
+    retry_after: int | None = None  # µs that the receiver asks to be left alone
+    hopeless: bool = False  # it would be so again: the address is refused
+
+
+class HttpSender(Protocol):
+    """Posts to addresses that an operator named."""
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, timeout: int, allow_private: bool
+    ) -> Posted:
+        """One request, answered or given up within `timeout` µs in all. No redirect is followed, and of the answer
+        nothing but its head is read. Whatever a network or a receiver does is an answer, not an exception."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
         ...
 
 

@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from duly.core.errors import InvalidInput
 from duly.core.instants import MICROSECOND, MILLISECOND, MINUTE, SECOND, format_duration, parse_duration
+from duly.core.webhook import WebhookRule, check_rules
 
 FILE_NAME: Final = "duly.toml"
 PREFIX: Final = "DULY_"
@@ -27,6 +28,7 @@ PREFIX: Final = "DULY_"
 _MASK: Final = "********"
 _DURATION: Final = {"duration": True}
 _SECRET: Final = {"secret": True}
+_TABLES: Final = {"tables": True}  # in the environment as JSON
 _SECRET_WORDS: Final = {"secret": True, "words": True}  # in the environment parted by white space: URLs have commas
 
 
@@ -100,6 +102,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     s3_access_key: Annotated[str, Meta(description="access key; that of the environment or the machine if empty")] = ""
     s3_secret_key: Annotated[str, Meta(description="secret key of the access key", extra=_SECRET)] = ""
     blob_cache: Annotated[int, Meta(ge=0, description="bytes that a worker keeps of files fetched from S3")] = 1 << 30
+    webhook: Annotated[
+        list[WebhookRule], Meta(description="where events of runs are sent, see docs/webhooks.md", extra=_TABLES)
+    ] = []
     probe_host: Annotated[str, Meta(description="address at which schedulers and workers tell their health")] = (
         "127.0.0.1"
     )
@@ -127,6 +132,8 @@ class Loaded(msgspec.Struct, frozen=True):
             value = getattr(self.settings, name)
             if _is(meta, "duration"):
                 value = format_duration(value)
+            if _is(meta, "tables"):
+                value = [_masked_table(rule) for rule in value]
             secret = _is(meta, "secret")
             yield Setting(
                 name,
@@ -174,6 +181,11 @@ def _masked(value: Any) -> Any:
     return _MASK if value else value
 
 
+def _masked_table(rule: WebhookRule) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.to_builtins(rule)
+    return {name: _masked(value) if name == "secret" else value for name, value in shown.items()}
+
+
 def _take(given: dict[str, Any], origins: dict[str, str], name: str, value: Any, origin: str) -> None:
     meta = _metas().get(name)
     if meta is None:
@@ -203,6 +215,11 @@ def _from_environment(environ: Mapping[str, str], name: str) -> Iterator[tuple[s
 
 def _value(name: str, text: str) -> Any:
     """The text as a list or mapping where the setting is one."""
+    if _is(_metas()[name], "tables"):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise InvalidInput.at(f"/{name}", f"is not JSON: {error} (from {PREFIX}{name.upper()})") from None
     kind = get_origin(_hint(name))
     if kind not in (list, dict):
         return text
@@ -223,14 +240,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _decode(given: dict[str, Any], origins: dict[str, str]) -> Settings:
     try:
-        return msgspec.convert(given, Settings, strict=False)
+        settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
         text, _, where = str(error).partition(" - at `$.")
-        name = where.rstrip("`").partition("[")[0]
+        name, _, rest = where.rstrip("`").partition("[")
         origin = origins.get(name)
+        within = "/" + rest.replace("]", "").replace("[", "/").replace(".", "/") if name == "webhook" and rest else ""
         raise InvalidInput.at(
-            f"/{name}", text[:1].lower() + text[1:] + (f" (from {origin})" if origin else "")
+            f"/{name}{within}", text[:1].lower() + text[1:] + (f" (from {origin})" if origin else "")
         ) from None
+    try:
+        check_rules(settings.webhook)
+    except InvalidInput as error:
+        found = error.errors[0]
+        raise InvalidInput.at(found.pointer, f"{found.detail} (from {origins.get('webhook', 'default')})") from None
+    return settings
 
 
 def _is(meta: Meta, mark: str) -> bool:

@@ -123,6 +123,15 @@ class Telemetry:
         self._requests = Counter("duly_http_requests", "HTTP requests", ["operation", "status"], registry=self.registry)
         self._agenda = Gauge("duly_agenda_runs", "Runs in the scheduler's window", ["shard"], registry=self.registry)
         self._fence = Gauge("duly_term_fence", "Fence of the term held, or 0", ["shard"], registry=self.registry)
+        self._webhook_attempts = Counter(
+            "duly_webhook_attempts", "Requests to webhooks", ["webhook", "outcome"], registry=self.registry
+        )
+        self._webhook_dropped = Counter(
+            "duly_webhook_dropped", "Events that a webhook did not get", ["webhook", "reason"], registry=self.registry
+        )
+        self._webhook_waiting = Gauge(
+            "duly_webhook_waiting", "Events that wait for a webhook", ["webhook"], registry=self.registry
+        )
         self._ended_by_state = {state: self._ended.labels(state.word) for state in RunState if state.terminal}
 
     def runs_ended(self, runs: Iterable[Run]) -> None:
@@ -176,6 +185,18 @@ class Telemetry:
     def fence(self, shard: str, fence: int) -> None:
         """The fence that this process holds on a shard, 0 for none."""
         self._fence.labels(shard).set(fence)
+
+    def webhook_attempt(self, webhook: str, delivered: bool) -> None:
+        """A request to a webhook."""
+        self._webhook_attempts.labels(webhook, "delivered" if delivered else "failed").inc()
+
+    def webhook_dropped(self, webhook: str, reason: str, count: int = 1) -> None:
+        """Events that a webhook will not get."""
+        self._webhook_dropped.labels(webhook, reason).inc(count)
+
+    def webhook_waiting(self, webhook: str, events: int) -> None:
+        """Events that wait for a webhook, those under way included."""
+        self._webhook_waiting.labels(webhook).set(events)
 
     def watch_broker(self, counters: Mapping[str, int]) -> None:
         """Show what a broker counts. At most one broker a process."""

@@ -123,3 +123,27 @@ def test_a_file_may_hold_a_mapping(tmp_path: Path) -> None:
     loaded = load(environ={"DULY_STORES_FILE": str(secret)})
     assert set(loaded.settings.stores) == {"s0", "s1"}
     assert shown(loaded)["stores"][1] == "DULY_STORES_FILE"
+
+
+def test_webhooks_are_tables_whose_mistakes_are_told_with_their_place() -> None:
+    """The rule, the field, and the file; `config show` does not tell a secret."""
+    secret = "whsec_" + "A" * 40
+    write(f'[[webhook]]\nurl = "https://example.com/x"\nsecret = "{secret}"\nevents = ["late", "finished"]\n')
+    loaded = load(environ={})
+    assert loaded.settings.webhook[0].events == ["late", "finished"]
+    assert secret not in str(shown(loaded)["webhook"])
+    for text, pointer in [
+        ('[[webhook]]\nurl = "https://x.y/"\nevents = ["nope"]', "/webhook/0/events/0"),
+        ("[[webhook]]\nurl = 5", "/webhook/0/url"),
+        ('[[webhook]]\nurl = "https://x.y/"\nsecert = "x"', "/webhook/0"),
+        ('[[webhook]]\nurl = "https://x.y/"', "/webhook/0/secret"),
+    ]:
+        write(text)
+        with pytest.raises(InvalidInput, match=r"from duly\.toml") as caught:
+            load(environ={})
+        assert caught.value.errors[0].pointer == pointer
+    write("")
+    loaded = load(environ={"DULY_WEBHOOK": f'[{{"url": "https://x.y/", "secret": "{secret}"}}]'})
+    assert loaded.settings.webhook[0].url == "https://x.y/"
+    with pytest.raises(InvalidInput, match="is not JSON"):
+        load(environ={"DULY_WEBHOOK": "https://x.y/"})

@@ -19,13 +19,16 @@ from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
+from duly.boot.webhooks import make_webhooks
 from duly.core.errors import InvalidInput
 from duly.core.model import WorkerId
 from duly.core.ring import map_slots
 from duly.ports import Blobs, Broker, Clock, Store
+from duly.roles.events import nobody
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.servicer import Servicer
+from duly.roles.webhooks import Webhooks
 from duly.roles.worker import Worker, WorkerSettings
 from duly.settings import Settings
 from duly.tasks.attempt import Runner
@@ -51,6 +54,7 @@ class Node:
         worker: Worker,
         keeper: Keeper,
         telemetry: Telemetry,
+        webhooks: Webhooks | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -62,11 +66,14 @@ class Node:
         self.worker = worker
         self.keeper = keeper
         self.telemetry = telemetry
+        self.webhooks = webhooks
 
     async def start(self) -> None:
         """Bring everything up; if a part fails to start, what had started is stopped again."""
         try:
             await self.store.migrate()
+            if self.webhooks is not None:
+                await self.webhooks.start()
             await self.servicer.start()
             for scheduler in self.schedulers:
                 await scheduler.start()
@@ -82,6 +89,8 @@ class Node:
         for scheduler in self.schedulers:
             await scheduler.drain()
         await self.servicer.drain()
+        if self.webhooks is not None:
+            await self.webhooks.drain()
 
     async def stop(self) -> None:
         """Stop every part, whatever state it is in; the store last."""
@@ -90,6 +99,8 @@ class Node:
         for scheduler in self.schedulers:
             await scheduler.stop()
         await self.servicer.stop()
+        if self.webhooks is not None:
+            await self.webhooks.stop()
         await self.broker.close()
         await self.store.close()
 
@@ -145,6 +156,9 @@ def connect(
         telemetry=telemetry,
         max_blob_bytes=settings.max_blob_bytes,
     )
+    webhooks = make_webhooks(settings, clock, telemetry)
+    committed = nobody if webhooks is None else webhooks.committed
+    servicer.send_webhooks(webhooks)
     schedulers = [
         Scheduler(
             shard=shard,
@@ -155,6 +169,7 @@ def connect(
             telemetry=telemetry,
             dice=random.random,
             settings=scheduling,
+            committed=committed,
         )
         for shard in store.shards
     ]
@@ -180,6 +195,7 @@ def connect(
         worker=worker,
         keeper=keeper,
         telemetry=telemetry,
+        webhooks=webhooks,
     )
 
 

@@ -25,12 +25,14 @@ from duly.boot.apps import register_apps
 from duly.boot.embedded import worker_settings
 from duly.boot.parts import open_blobs, open_broker, open_stores
 from duly.boot.serving import given_listeners, host_of, listen, serving, signals, url_of
+from duly.boot.webhooks import make_webhooks
 from duly.core.errors import DulyError, InvalidInput
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import WorkerId
 from duly.faces.probes import create_probes
 from duly.faces.transport import Transport
 from duly.ports import Clock, Store
+from duly.roles.events import nobody
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.scratch import Scratch
@@ -143,6 +145,12 @@ async def _colleague(
         telemetry=telemetry,
         max_blob_bytes=settings.max_blob_bytes,
     )
+    webhooks = make_webhooks(settings, clock, telemetry)
+    if webhooks is not None:
+        stack.push_async_callback(webhooks.stop)
+        stack.push_async_callback(webhooks.drain)
+        await webhooks.start()
+    servicer.send_webhooks(webhooks)
     stack.push_async_callback(servicer.stop)
     await servicer.start()
     return Colleague(clock, store, servicer)
@@ -159,6 +167,11 @@ async def run_scheduler(settings: Settings, *, started: Started) -> None:
         store = await open_stores(stack, settings, clock)
         blobs = open_blobs(settings, clock)
         broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
+        webhooks = make_webhooks(settings, clock, telemetry)
+        if webhooks is not None:
+            stack.push_async_callback(webhooks.stop)
+            stack.push_async_callback(webhooks.drain)
+            await webhooks.start()
         schedulers = [
             Scheduler(
                 shard=shard,
@@ -169,6 +182,7 @@ async def run_scheduler(settings: Settings, *, started: Started) -> None:
                 telemetry=telemetry,
                 dice=random.random,
                 settings=SchedulerSettings(lead=settings.lead, window=settings.look_ahead, worker_ttl=settings.lease),
+                committed=nobody if webhooks is None else webhooks.committed,
             )
             for shard in store.shards
         ]

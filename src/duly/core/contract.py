@@ -503,6 +503,27 @@ class EventView(View, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
+class WebhookView(View, frozen=True, kw_only=True):
+    """A webhook as the server that answers knows it: others send, and count, what they commit themselves."""
+
+    name: str
+    endpoint: str  # scheme, host and port; the path may be a secret
+    events: list[str]
+    state: Literal["unused", "ok", "failing", "gone"]
+    waiting: int
+    delivered: int
+    failures_in_a_row: int
+    dropped: dict[str, int]  # by reason: queue_full, attempts, refused, gone, stopped
+    problem: str | None  # of the last failure
+    delivered_at: str | None
+
+
+class WebhookList(View, frozen=True, kw_only=True):
+    """All webhooks of the server that answers."""
+
+    items: list[WebhookView]
+
+
 class VersionView(View, frozen=True, kw_only=True):
     """What answers."""
 

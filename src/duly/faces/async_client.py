@@ -32,6 +32,7 @@ from duly.core.contract import (
     StatsView,
     TaskSpec,
     VersionView,
+    WebhookView,
     WorkerView,
 )
 from duly.core.definition import convert
@@ -343,6 +344,10 @@ class AsyncClient(RunCalls):
     async def stats(self) -> StatsView:
         """Counts over all shards, and the lateness of what has run."""
         return await self.transport.stats()
+
+    async def webhooks(self) -> list[WebhookView]:
+        """The webhooks of the server that answers, and whether they are delivered."""
+        return (await self.transport.webhooks()).items
 
     async def workers(self) -> list[WorkerView]:
         """All workers."""

@@ -180,6 +180,7 @@ class Client:
 
     preview = _blocking(AsyncClient.preview)
     stats = _blocking(AsyncClient.stats)
+    webhooks = _blocking(AsyncClient.webhooks)
     workers = _blocking(AsyncClient.workers)
     shards = _blocking(AsyncClient.shards)
     version = _blocking(AsyncClient.version)

@@ -33,6 +33,7 @@ from duly.core.contract import (
     ShardList,
     StatsView,
     VersionView,
+    WebhookList,
     WorkerList,
 )
 from duly.core.definition import mint_job_id
@@ -160,6 +161,9 @@ class HttpTransport:
 
     async def shards(self) -> ShardList:
         return await self._call(ShardList, "GET", "/v1/shards")
+
+    async def webhooks(self) -> WebhookList:
+        return await self._call(WebhookList, "GET", "/v1/webhooks")
 
     async def version(self) -> VersionView:
         return await self._call(VersionView, "GET", "/version")

@@ -32,6 +32,7 @@ from duly.core.contract import (
     ShardList,
     StatsView,
     VersionView,
+    WebhookList,
     WorkerList,
 )
 from duly.core.instants import parse_instant
@@ -224,6 +225,14 @@ class ServicerTransport:
     async def shards(self) -> ShardList:
         """See Transport."""
         return await self._call(lambda s: s.shards())
+
+    async def webhooks(self) -> WebhookList:
+        """See Transport."""
+
+        async def webhooks(servicer: Servicer) -> WebhookList:
+            return WebhookList(items=servicer.webhook_views())
+
+        return await self._call(webhooks)
 
     async def version(self) -> VersionView:
         """See Transport."""

@@ -35,6 +35,7 @@ from duly.core.contract import (
     ShardList,
     StatsView,
     VersionView,
+    WebhookList,
     WorkerList,
 )
 
@@ -169,6 +170,10 @@ class Transport(Protocol):
 
     async def shards(self) -> ShardList:
         """All of them, with their terms."""
+        ...
+
+    async def webhooks(self) -> WebhookList:
+        """Those of the server that answers."""
         ...
 
     async def version(self) -> VersionView:

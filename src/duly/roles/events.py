@@ -22,6 +22,15 @@ KEPT: Final = 10_000  # events that a reconnecting stream can still get
 BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, and is told
 
 
+# Called with what this very process has committed: "run.started", "run.retrying" or "run.finished", the runs, and when.
+# It never waits and never raises.
+Committed = Callable[[str, Sequence[tuple[Run, Job]], int], None]
+
+
+def nobody(kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
+    """For those whom nobody listens to."""
+
+
 class _JobFacts(msgspec.Struct, gc=False):
     """What an event tells of a job: a log of whole jobs would be large."""
 
@@ -53,6 +62,7 @@ class EventLog:
         self._news = asyncio.Event()
         self._waiters: dict[RunKey, set[asyncio.Event]] = {}
         self.progress: dict[RunKey, float] = {}
+        self.committed: Committed = nobody  # who is told of runs that this servicer itself has changed
         self._closed = False
 
     @property

@@ -170,14 +170,17 @@ class ReportDesk:
             )
         if started:
             self._telemetry.runs_started(run for run, _ in started)
+            self._events.committed("run.started", started, now)
             self._events.runs("run.started", [pair for pair in started if not pair[0].state.terminal], now)
         if ended:
             self._telemetry.runs_ended(run for run, _ in ended)
             self._events.runs("run.finished", ended, now)
+            self._events.committed("run.finished", ended, now)
         retried = [pair for pair in opened if pair[0].attempt]
         if retried:
             self._telemetry.attempt_retried(len(retried))
             self._events.runs("run.retrying", retried, now)
+            self._events.committed("run.retrying", retried, now)
 
 
 def _compose(first: Transition, then: Transition) -> Transition:

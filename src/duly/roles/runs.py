@@ -95,6 +95,7 @@ class RunDesk(Desk):
             if after.state.terminal:
                 self.telemetry.runs_ended([after])
                 self.event_log.runs("run.finished", [(after, job)], now)
+                self.event_log.committed("run.finished", [(after, job)], now)
                 await self._hint([(opened, job) for opened in outcome.opened], now, changed=[])
             else:
                 await self._send_cancel(after, reason)

@@ -40,6 +40,7 @@ from duly.core.messages import (
 from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
 from duly.ports import Broker, Clock, Store, Subscription
 from duly.roles.deliveries import Deliveries, is_at
+from duly.roles.events import Committed, nobody
 from duly.roles.loop import Loop
 from duly.roles.quiet_fleet import QuietFleet
 from duly.roles.window import Page, Window
@@ -77,6 +78,7 @@ class Scheduler(Loop):
         telemetry: Telemetry,
         dice: Callable[[], float],
         settings: SchedulerSettings | None = None,
+        committed: Committed = nobody,
     ) -> None:
         super().__init__(f"scheduler {shard}")
         self.shard = shard
@@ -88,6 +90,7 @@ class Scheduler(Loop):
         self._telemetry = telemetry
         self._dice = dice
         self._settings = settings or SchedulerSettings()
+        self._committed = committed
         self._agenda = Agenda()
         self._window = Window(
             shard=shard,
@@ -315,6 +318,7 @@ class Scheduler(Loop):
             self._deliveries.committing.difference_update(committing)
         batches: dict[WorkerId, list[Assignment]] = {}
         opened: list[tuple[Run, Job]] = []
+        ended: list[tuple[Run, Job]] = []
         sent = 0
         for index, (transition, placement) in enumerate(zip(transitions, given, strict=True)):
             run = transition.run
@@ -328,10 +332,13 @@ class Scheduler(Loop):
             else:
                 self._agenda.ended(run.key, placement.run.attempt + 1)
                 self._telemetry.runs_ended([run])
+                ended.append((run, placement.job))
+                ended += [(each, placement.job) for each in transition.opened if each.state.terminal]
         self._agenda.add([pair for pair in opened if self._is_near(pair[0], now)], now)
         for worker, batch in batches.items():
             await self._assign(worker, batch, now)
         self._telemetry.runs_dispatched(sent)
+        self._committed("run.finished", ended, now)
 
     def _is_near(self, run: Run, now: int) -> bool:
         return run.state == RunState.WAITING and run.due_at <= now + self._settings.window
@@ -365,6 +372,7 @@ class Scheduler(Loop):
                 self._agenda.forget(run.key)
                 if not await self._apply([outcome]):
                     self._telemetry.runs_ended([outcome.run])
+                    self._committed("run.finished", [(outcome.run, job)], now)
                     self._agenda.add([(opened, job) for opened in outcome.opened if self._is_near(opened, now)], now)
             elif job.overlap == "cancel_running":
                 for key, attempt, worker in out:
@@ -416,8 +424,10 @@ class Scheduler(Loop):
             self._agenda.ended(run.key, run.attempt)
             if transition.run.state.terminal:
                 self._telemetry.runs_ended([transition.run])
+                self._committed("run.finished", [(transition.run, job)], now)
             else:
                 self._telemetry.attempt_retried()
+                self._committed("run.retrying", [(transition.run, job)], now)
             opened = [transition.run, *transition.opened]
             self._agenda.add([(each, job) for each in opened if self._is_near(each, now)], now)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from duly.core.contract import WebhookView
 from duly.core.instants import SECOND
 from duly.core.messages import NOTICES, AnyMessage, Notice
 from duly.ports import Blobs, Broker, Clock, Store, Subscription
@@ -24,6 +25,7 @@ from duly.roles.jobs import JobDesk
 from duly.roles.outputs import OutputReader
 from duly.roles.overview import OverviewDesk
 from duly.roles.reports import ReportDesk
+from duly.roles.webhooks import Webhooks
 from duly.roles.worker_desk import WorkerDesk
 from duly.telemetry import Telemetry
 
@@ -48,6 +50,7 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
         """`lease`: how long a beat over HTTP keeps a worker alive, as long as the schedulers' own does."""
         super().__init__(store=store, broker=broker, blobs=blobs, clock=clock, entropy=entropy, telemetry=telemetry)
         self.name = name
+        self.webhooks: Webhooks | None = None
         self.max_blob_bytes = max_blob_bytes
         self.outputs = OutputReader(broker=broker, blobs=blobs)
         self.reports = ReportDesk(store=store, broker=broker, events=self.event_log, telemetry=telemetry, dice=dice)
@@ -85,6 +88,16 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
     async def pause(self, duration: int) -> None:
         """Wait so many µs."""
         await self._clock.sleep(duration)
+
+    def send_webhooks(self, webhooks: Webhooks | None) -> None:
+        """Let these tell of what this servicer commits; they live longer than it does."""
+        self.webhooks = webhooks
+        if webhooks is not None:
+            self.event_log.committed = webhooks.committed
+
+    def webhook_views(self) -> list[WebhookView]:
+        """The webhooks of this servicer's process, and how they are."""
+        return [] if self.webhooks is None else self.webhooks.views()
 
     async def ready(self) -> list[str]:
         """What is missing to serve, in words; empty when all is well."""

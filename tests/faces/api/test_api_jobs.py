@@ -295,3 +295,23 @@ async def test_readiness_names_what_is_missing(api: Api, client: httpx2.AsyncCli
     for path in ("/v1/stats", "/v1/workers", "/v1/shards", "/version", "/metrics", "/v1/jobs/running"):
         assert (await client.get(path)).status_code == 200, path
     assert 'duly_http_requests_total{operation="readyz",status="503"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_a_badge_is_an_image_of_its_own_tag(client: httpx2.AsyncClient) -> None:
+    """It is asked for again by its ETag, which stays while nothing shown changes; what a job is not, has none."""
+    job = (await client.post("/v1/jobs", json=command("true", name="<nightly>", schedule="in 1h"))).json()
+    path = f"/v1/jobs/{job['id']}/badge.svg"
+    answer = await client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/svg+xml")
+    assert "&lt;nightly&gt;: no run yet" in answer.text
+    assert answer.headers["content-security-policy"] == "default-src 'none'"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"].startswith("private")
+    tag = answer.headers["etag"]
+    assert (await client.get(path, headers={"if-none-match": tag})).status_code == 304
+    await client.patch(f"/v1/jobs/{job['id']}", json={"priority": 9})
+    assert (await client.get(path, headers={"if-none-match": tag})).status_code == 304
+    await client.patch(f"/v1/jobs/{job['id']}", json={"name": "weekly"})
+    assert (await client.get(path, headers={"if-none-match": tag})).status_code == 200
+    missing = await client.get("/v1/jobs/019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b/badge.svg")
+    assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")

@@ -27,6 +27,7 @@ EXPECTED = {
     "read": {
         "listJobs", "getJobById", "getRunningJobs", "listRuns", "listJobRuns", "getRun", "listOutput", "getOutput",
         "getLog", "explainRun", "getBlob", "previewSchedule", "getStats", "listWorkers", "listShards", "streamEvents",
+        "listWebhooks", "getJobBadge",
         "metrics", "version",
     },
     "submit": {"createJob", "createJobs", "triggerJob", "putBlob"},

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from duly.core.contract import ShardList, StatsView, WorkerList
+from duly.core.contract import ShardList, StatsView, WebhookList, WorkerList
 from duly.core.errors import Malformed
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, EventStream, json_reply
@@ -65,6 +65,11 @@ async def _frames(call: Call, after: str | None) -> AsyncIterator[bytes]:
         yield frame(event.type, msgspec.json.encode(event).decode(), event.id)
 
 
+async def list_webhooks(call: Call) -> Answer:
+    """Where events go, and whether they arrive."""
+    return json_reply(WebhookList(items=call.context.servicer.webhook_views()))
+
+
 # -- the table ----------------------------------------------------------------------------------------------
 
 OPERATIONS: Final = (
@@ -100,6 +105,18 @@ OPERATIONS: Final = (
         namespace="none",
         returns={200: Returns("All shards", ShardList)},
         handler=list_shards,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/webhooks",
+        id="listWebhooks",
+        summary="Webhooks of the server that answers, and whether they are delivered",
+        description="Each process sends, and counts, the events of what it has committed itself.",
+        tag="fleet",
+        scope=Scope.READ,
+        namespace="none",
+        returns={200: Returns("All webhooks", WebhookList)},
+        handler=list_webhooks,
     ),
     Operation(
         method="GET",

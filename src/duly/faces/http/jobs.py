@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from duly.core.badge import badge
 from duly.core.contract import (
     JobList,
     JobSpec,
@@ -92,6 +93,18 @@ async def get_job(call: Call) -> Answer:
     if unchanged(call.header(b"if-none-match"), str(job.version)):
         return Reply(status=304, headers=[_etag(job)])
     return json_reply(job, headers=[_etag(job)])
+
+
+async def job_badge(call: Call) -> Answer:
+    """One job's status as an image; its ETag is that of the image, which changes less often than the job."""
+    job = await call.context.servicer.get_job(_job_id(call), namespace=call.namespace)
+    image = badge(job).encode()
+    tag = hashlib.sha256(image).hexdigest()[:32]
+    headers: Headers = [(b"etag", f'"{tag}"'.encode()), (b"cache-control", b"private, max-age=30")]
+    if unchanged(call.header(b"if-none-match"), tag):
+        return Reply(status=304, headers=headers)
+    headers += [(b"content-type", b"image/svg+xml"), (b"content-security-policy", b"default-src 'none'")]
+    return Reply(image, headers=headers)
 
 
 async def update_job(call: Call) -> Answer:
@@ -282,6 +295,22 @@ OPERATIONS: Final = (
         returns={200: _JOB, 304: Returns("The client has this version", headers=("ETag",))},
         problems=(404, 422),
         handler=get_job,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/jobs/{job_id}/badge.svg",
+        id="getJobBadge",
+        summary="How a job's last run ended and how late it was, as an SVG image",
+        tag="jobs",
+        scope=Scope.READ,
+        namespace="any",
+        headers=("If-None-Match",),
+        returns={
+            200: Returns("The image", {"type": "string"}, media=("image/svg+xml",), headers=("ETag", "Cache-Control")),
+            304: Returns("The client has this image", headers=("ETag", "Cache-Control")),
+        },
+        problems=(404, 422),
+        handler=job_badge,
     ),
     Operation(
         method="PATCH",
