@@ -127,7 +127,7 @@ _offer(
     list='list_webhooks: Show the webhooks of the server that answers. | {"items": [{"name", "state", "dropped", …}]}',
     test="trial: Send a test event from here to the webhooks of the settings file. | "
     '{"items": [{"name", "status", "problem"}]}. Ends with 1 if one was not taken.',
-    secret='secret: Make a secret to sign events with. | {"secret"}',
+    secret='secret: Make a secret to sign events with. | {"secret"}',  # noqa: S106 - the name of a command
 )
 _offer(
     _group("config", "Settings."),
