@@ -102,8 +102,13 @@ class Bench:
             flush=True,
         )
 
+    def begin(self) -> None:
+        """What was spent up to here is nobody's."""
+        self.spent = (time.process_time(), self.server.cpu())
+
     async def apply(self, what: str, transitions: list[Transition]) -> None:
         """Carry out transitions, which must all win."""
+        self.begin()
 
         async def one(batch: Sequence[Transition]) -> None:
             losers = await self.store.apply(batch, shard="s0", fence=self.fence)
@@ -115,6 +120,7 @@ class Bench:
         """Create, read, dispatch, load and finish as many runs."""
         names = [f"{name}-{i:07}" for i in range(self.rows)]
         jobs = [(job(one), [run(one)]) for one in names]
+        self.begin()
         seconds = await in_flight(split(jobs, 2 * self.batch), self.flight, self.store.create)
         self.say("create", self.rows, seconds)
         after = None
@@ -127,6 +133,7 @@ class Bench:
         dispatches = [dispatch(one, opened=(run(one.job_id, 10**12),) if opening else ()) for one in found]
         await self.apply("dispatch+" if opening else "dispatch", dispatches)
         out = [one.run for one in dispatches]
+        self.begin()
         seconds = await in_flight(split([one.key for one in out], self.batch), self.flight, self.store.load)
         self.say("load", len(out), seconds)
         await self.apply("finish", [succeed(one) for one in out])

@@ -20,7 +20,7 @@ from conformance.samples import T0, dispatch, job, run, succeed
 from duly.adapters import postgres_changes, postgres_pool
 from duly.adapters.postgres_store import PostgresStore
 from duly.core.errors import InvalidInput, OutcomeUnknown, Overloaded, StorageFull, Unavailable
-from duly.core.model import JobId
+from duly.core.model import JobId, WorkerId
 from duly.ports import JobQuery
 from postgres_server import postgres_server
 
@@ -306,6 +306,23 @@ async def test_a_deadlock_is_tried_again(url: str, store: PostgresStore, monkeyp
     assert seen in (["DeadlockDetectedError"], ["DeadlockDetected"])
 
 
+async def test_a_call_of_several_batches_is_one_commit(store: PostgresStore) -> None:
+    """What is wrong in the last of them undoes the first; without it all of it is there, the losers told by place."""
+    names = [f"j{i:04}" for i in range(2 * postgres_changes.MAX_ROWS + 100)]
+    await store.create([(job(name), [run(name)]) for name in names])
+    term = await store.hold("s0", "me", 10**9)
+    batch = [dispatch(run(name)) for name in names]
+    spoilt = [*batch[:-1], dispatch(run(names[-1]), WorkerId("no\0worker"))]
+    with pytest.raises(InvalidInput):
+        await store.apply(spoilt, shard="s0", fence=term.fence)
+    assert await store.active("s0", None, 10) == []
+    batch.insert(postgres_changes.MAX_ROWS + 7, dispatch(run("nobody")))
+    batch.append(batch[0])
+    losers = await store.apply(batch, shard="s0", fence=term.fence)
+    assert losers == [postgres_changes.MAX_ROWS + 7, len(batch) - 1]
+    assert len(await store.active("s0", None, 10_000)) == len(names)
+
+
 # -- what the server says -----------------------------------------------------------------------------------
 
 
@@ -390,7 +407,22 @@ async def test_text_that_postgresql_cannot_hold_is_invalid_input(store: Postgres
     assert row.job == inside
 
 
+WITHOUT_DRIVER = """
+import asyncio, contextlib, sys
+sys.modules["asyncpg"] = None
+import duly, duly.boot, duly.program, duly.cli, duly.testing
+from duly.adapters.system_clock import SystemClock
+from duly.boot.parts import open_stores
+from duly.settings import Settings
+settings = Settings(stores={"s0": "postgresql://127.0.0.1/x"})
+try:
+    asyncio.run(open_stores(contextlib.AsyncExitStack(), settings, SystemClock()))
+except duly.core.errors.InvalidInput as refused:
+    print(refused)
+"""
+
+
 def test_the_embedded_shape_needs_no_driver() -> None:
-    """asyncpg is an extra: without it everything but this store imports."""
-    code = "import sys; sys.modules['asyncpg'] = None; import duly, duly.boot, duly.program, duly.cli, duly.testing"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    """asyncpg is an extra: without it everything but this store imports, and who wants it is told."""
+    found = subprocess.run([sys.executable, "-c", WITHOUT_DRIVER], check=True, capture_output=True, text=True)
+    assert "pip install duly[cluster]" in found.stdout

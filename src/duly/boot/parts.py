@@ -25,8 +25,10 @@ BROKER_WITHIN: Final = 5 * SECOND
 
 async def open_stores(stack: contextlib.AsyncExitStack, settings: Settings, clock: Clock) -> Store:
     """The shards' PostgreSQL behind one face; closed with the stack. Raises InvalidInput if none is named."""
-    from duly.adapters.postgres_store import PostgresStore
-
+    try:
+        from duly.adapters.postgres_store import PostgresStore
+    except ModuleNotFoundError as missing:
+        raise InvalidInput.at("/stores", f"PostgreSQL needs {missing.name}: pip install duly[cluster]") from missing
     if not settings.stores:
         raise InvalidInput.at("/stores", 'no shard is named; write stores = { s0 = "postgresql://…" } in duly.toml')
     strangers = set(settings.weights) - set(settings.stores)
