@@ -35,6 +35,11 @@ class RunningCluster:
         told = asyncio.run(ask(self.directory / "control", {"do": do, "name": name}))
         return {member["name"]: member for member in told["members"]}
 
+    def shards(self) -> list[dict[str, Any]]:
+        """The shards, with who leads each and how its standby does."""
+        told = asyncio.run(ask(self.directory / "control", {"do": "status"}))
+        return list(told["shards"])
+
     def pid(self, name: str) -> int:
         """Of a member that runs."""
         return int(self.ask("status")[name]["pid"])

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -105,9 +105,10 @@ class Cluster:
         await asyncio.gather(*(shard.stop() for shard in self.shards.values()))
         await self._stack.aclose()
 
-    async def watch(self, asked: asyncio.Event) -> None:
-        """Keep the logs small and take requests until an end is asked for."""
+    async def watch(self, asked: asyncio.Event, started: Callable[[], None]) -> None:
+        """Take requests, from when `started` is called, and keep the logs small, until an end is asked for."""
         async with controlled(self.home.control, self.carry_out):
+            started()
             while not await self._clock.wait(asked, LOGS_EVERY):
                 for path in self.home.logs.glob("*.log"):
                     turn_over(path)

@@ -83,12 +83,15 @@ async def _run(plan: Plan, settings: Settings, directory: Path, output: Output) 
             if cluster is None:
                 return  # an end was asked for before it was ready
             took = (clock.monotonic() - began) / 1e6
-            if output.json:
-                put_json({"url": cluster.url, "servicers": cluster.servicers, "ready_s": round(took, 2)})
-            else:
-                put(f"duly {cluster.url}  (ready in {took:.1f} s, data and logs in {directory}; Ctrl-C ends it)")
-            sys.stdout.flush()
-            await cluster.watch(asked)
+
+            def started() -> None:
+                if output.json:
+                    put_json({"url": cluster.url, "servicers": cluster.servicers, "ready_s": round(took, 2)})
+                else:
+                    put(f"duly {cluster.url}  (ready in {took:.1f} s, data and logs in {directory}; Ctrl-C ends it)")
+                sys.stdout.flush()
+
+            await cluster.watch(asked, started)
             note("stopping")
 
 
