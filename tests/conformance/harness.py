@@ -77,6 +77,7 @@ async def postgres(directory: Path) -> AsyncIterator[Harness]:
     store = PostgresStore(databases().shard("s0", T0), shard="s0", clock=clock)
     yield Harness(store, clock, told_within=SECOND)
     await store.close()
+    assert databases().contradictions("s0") == []
 
 
 @contextlib.asynccontextmanager

@@ -36,6 +36,24 @@ _EMPTY = (
 )
 
 
+# What is stored twice has to agree. (Of finished runs the tallies count those that were pruned, too.)
+_CONTRADICTIONS = {
+    "held, and not out": """
+        select job, scheduled from duly.held except select job, scheduled from duly.run where state <> 0""",
+    "out, and not held": """
+        select job, scheduled from duly.run where state <> 0 except select job, scheduled from duly.held""",
+    "in two places": "select job, scheduled from duly.run intersect select job, scheduled from duly.history",
+    "miscounted": """
+        select kind, sum(n) from duly.tally where kind < 3 group by kind having sum(n) <> 0
+        except (select state, count(*) from duly.run group by state
+                union all select -1, count(*) from duly.job where state <> 'deleted')""",
+    "not counted": """
+        (select state, count(*) from duly.run group by state
+         union all select -1, count(*) from duly.job where state <> 'deleted' having count(*) > 0)
+        except select kind, sum(n) from duly.tally group by kind""",
+}
+
+
 class DatabaseClock(ManualClock):
     """The test's clock, which is the server's as well."""
 
@@ -140,6 +158,11 @@ class Databases:
         ).fetchall():
             db.execute(f"drop table duly.{week}".encode())
         return url
+
+    def contradictions(self, name: str) -> list[str]:
+        """What the tables of a shard say differently of one thing."""
+        db = self._open[name]
+        return [what for what, query in _CONTRADICTIONS.items() if db.execute(query.encode()).fetchall()]
 
     def connection(self, name: str) -> psycopg.Connection[tuple[object, ...]]:
         """A session in the database of a shard, for tests that look behind the store."""

@@ -27,9 +27,10 @@ FAR = T0 + 10**12
 
 
 @pytest.fixture
-def url() -> str:
-    """An empty shard."""
-    return databases().shard("s0", T0)
+def url() -> Iterator[str]:
+    """An empty shard; what is stored twice must agree afterwards."""
+    yield databases().shard("s0", T0)
+    assert databases().contradictions("s0") == []
 
 
 def opened(url: str) -> PostgresStore:
