@@ -43,7 +43,7 @@ def main() -> int:
     try:
         with Duly(url) as duly:
             load(duly, console)
-            console.print(f"[bold]duly[/bold] is up at {url}: pages at {url}/docs, Ctrl-C ends it\n")
+            console.print(f"[bold]duly[/bold] is up: open {url} (API at {url}/docs), Ctrl-C ends it\n")
             watch(duly, console, chosen.seconds)
     except KeyboardInterrupt:
         console.print("ending: what runs is finished first")

@@ -59,7 +59,7 @@ def up(
         if output.json:
             put_json({"url": url})
         else:
-            put(f"duly {url}  (pages at {url}/docs, data in {settings.dir}; Ctrl-C ends it)")
+            put(f"duly {url}  (dashboard; API at {url}/docs, data in {settings.dir}; Ctrl-C ends it)")
         sys.stdout.flush()
 
     run_up(settings, started=started)

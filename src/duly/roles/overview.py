@@ -60,7 +60,7 @@ REFRESH: Final = 2 * SECOND  # between two looks for runs that other servicers o
 RECENT: Final = 10 * MINUTE
 NEVER_READ: Final = 500
 FAILURES_READ: Final = 500
-SPANS_READ: Final = 500
+SPANS_READ: Final = 300
 BARS: Final = tuple(10 ** (step / 2) for step in range(2, 20))  # µs: half decades from 10 µs to 53 minutes
 RETRIED_AT_ONCE: Final = 100
 
@@ -289,7 +289,7 @@ class OverviewDesk(RunDesk):
         made: dict[str, list[LatenessGroup]] = {}
         for kind in ("job", "shard", "worker"):
             found = self.punctuality.groups(namespace, kind, first_hour)
-            worst = sorted(found.items(), key=lambda item: (-item[1].late, -(item[1].quantile(0.99) or 0)))[:groups]
+            worst = sorted(found.items(), key=lambda item: (-item[1].late, -item[1].worst))[:groups]
             names = await self._jobs(JobId(name) for name, _ in worst) if kind == "job" else {}
             made[kind] = [
                 LatenessGroup(
@@ -387,7 +387,7 @@ class OverviewDesk(RunDesk):
     async def timeline(self, *, namespace: str | None = None, end: int | None = None, span: int = HOUR) -> Timeline:
         """What ran where in a window of a minute to a day that ends at `end` (µs UTC, now if None).
 
-        Read: at most 500 runs scheduled in the window, those that began to wait before it and still run among them.
+        Read: at most 300 runs scheduled in the window, those that began to wait before it and still run among them.
         """
         now = await self._store.now()
         span = max(MINUTE, min(span, DAY))

@@ -305,7 +305,7 @@ def test_the_timeline_zooms_and_moves(visitor: Visitor) -> None:
     assert "minutes=60" in page.url
     assert "end=" in page.url
     first = page.locator("#lanes a").first
-    expect(first).to_have_attribute("aria-label", re.compile("succeeded|failed"))
+    expect(first).to_have_accessible_name(re.compile("succeeded|failed"))
     first.focus()
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("/runs/"))

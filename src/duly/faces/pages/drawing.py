@@ -25,9 +25,10 @@ def strip_paths(row: StripRow) -> list[Stroke]:
     """One path for each level of a row."""
     paths: dict[int, list[str]] = {}
     for cell in row.cells:
-        tall = _HEIGHTS[cell.level]
-        paths.setdefault(cell.level, []).append(f"M{cell.minute * CELL} {HEIGHT - tall}h{CELL - 1}v{tall}h-{CELL - 1}z")
-    return [Stroke(f"l{level}", "".join(paths[level])) for level in sorted(paths)]
+        left, top = cell.minute * CELL, HEIGHT - _HEIGHTS[cell.level]
+        bar = f"M{left + CELL // 2} {HEIGHT}V{top}" if cell.level < 6 else f"M{left + 1} {top + 1}h7v{HEIGHT - 2}h-7z"
+        paths.setdefault(cell.level, []).append(bar)
+    return [Stroke(f"t{level}", "".join(paths[level])) for level in sorted(paths)]
 
 
 def spark_paths(outcomes: Sequence[Outcome]) -> list[Stroke]:
@@ -43,7 +44,7 @@ def spark_paths(outcomes: Sequence[Outcome]) -> list[Stroke]:
             kind, tall = "off", 4
         elif outcome.late:
             kind, tall = "late", 12
-        paths.setdefault(kind, []).append(f"M{place * SPARK} {16 - tall}h{SPARK - 1}v{tall}h-{SPARK - 1}z")
+        paths.setdefault(kind, []).append(f"M{place * SPARK + SPARK // 2} 16V{16 - tall}")
     return [Stroke(f"s-{kind}", "".join(paths[kind])) for kind in sorted(paths)]
 
 

@@ -16,14 +16,14 @@
     const start = forecast ? Date.parse(place.dataset.start) / 1000 : 0;
     const data = forecast
       ? [points.map((_, minute) => start + minute * 60), points]
-      : [points.map((point) => point[0] * 60), points.map((point) => point[2])];
+      : [points.p99.map((_, minute) => (points.start + minute) * 60), points.p99];
     const series = [{ label: "at (UTC)", value: (_, v) => v == null ? "–" : new Date(v * 1000).toISOString().slice(0, 16).replace("T", " ") }];
     if (forecast) {
       series.push({ label: names[0], stroke: ink("l2"), fill: ink("l1"), width: 1, paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } });
       const capacity = Number(place.dataset.capacity);
       if (place.dataset.capacity) { data.push(points.map(() => capacity)); series.push({ label: names[1], stroke: ink("l4"), dash: [6, 4], width: 1.5, points: { show: false } }); }
     } else {
-      series.push({ label: names[0], stroke: ink("l2"), width: 1.5, scale: "y", points: { show: points.length < 90, size: 4 } });
+      series.push({ label: names[0], stroke: ink("l2"), width: 1.5, scale: "y", spanGaps: true, points: { show: data[0].length < 90, size: 4 } });
     }
     const scales = { x: { time: true }, y: place.dataset.log ? { distr: 3 } : { range: (_, low, high) => [0, Math.max(1, high) * 1.05] } };
     const clock = (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 16));
