@@ -118,6 +118,6 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
             found = (await self._store.load([message.key]))[0]
             if found is None or found[0].state.terminal:
                 return
-            share = msgspec.json.decode(message.data.get("progress", b"0"), type=float)
+            share = msgspec.json.decode(message.data.get("fraction", b"0"), type=float)
             text = msgspec.json.decode(message.data.get("message", b'""'), type=str)
             self.event_log.progressed(found[0], found[1], share, text, await self._store.now())

@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from duly.boot import assemble
+from duly.core.contract import CommandSpec, JobSpec
 from duly.core.instants import HOUR, SECOND
 from duly.core.tokens import Scope
 from duly.faces.api import Access, HttpSettings, create_app
@@ -19,6 +22,7 @@ from duly.faces.pages.sessions import Sessions, session_key
 from duly.faces.tokens import TokenFile, create_token, revoke_token
 from duly.settings import Settings
 from duly.tasks.registry import FunctionRegistry
+from faces.api.harness import served
 
 KEY = b"k" * 32
 
@@ -26,14 +30,14 @@ KEY = b"k" * 32
 class House:
     """Pages over a real servicer, and browsers without scripts."""
 
-    def __init__(self, node: object, app: object, tokens: Path, wall: int) -> None:
+    def __init__(self, node: Any, app: Any, tokens: Path, wall: int) -> None:
         self.node = node
         self.app = app
         self.tokens = tokens
         self.wall = wall
 
     def browser(self, *, address: str = "127.0.0.1", scheme: str = "http") -> httpx2.AsyncClient:
-        transport = httpx2.ASGITransport(self.app, client=(address, 50_000))  # type: ignore[arg-type]
+        transport = httpx2.ASGITransport(self.app, client=(address, 50_000))
         return httpx2.AsyncClient(transport=transport, base_url=f"{scheme}://localhost:7350")
 
     def token(self, scope: str, *namespaces: str) -> str:
@@ -251,6 +255,31 @@ async def test_what_is_wrong_is_told_as_a_page_or_as_a_problem(house: House) -> 
             assert (await browser.get(path)).status_code in (400, 404, 422), path
         assert (await browser.put("/")).status_code == 405
         assert (await browser.get("/?minutes=99999999999999&rows=x&namespace=&done=<b>")).status_code == 200
+
+
+async def test_however_much_happens_a_page_is_sent_four_times_a_second(house: House) -> None:
+    """A thousand events come as a few updates, the last one whole; each has the parts that changed, and no others."""
+    async with served(house.app) as url, httpx2.AsyncClient(base_url=url, timeout=30) as client:
+        servicer, clock = house.node.servicer, house.node.clock
+        at = servicer.event_log.number
+        async with client.stream("GET", "/live", params={"page": "/jobs?order=name", "at": at}) as stream:
+            lines = stream.aiter_lines()
+            began = clock.monotonic()
+            spec = JobSpec(task=CommandSpec(argv=["true"]), schedule="@yearly")
+            for number in range(1000):
+                await servicer.create_job(msgspec.structs.replace(spec, name=f"job-{number:04}"))
+            await servicer.create_job(msgspec.structs.replace(spec, name="job-0000-last"))
+            updates = 0
+            async for line in lines:
+                assert not line.startswith("event:"), line
+                if "<hx-partial" in line:
+                    updates += 1
+                    assert line.count("<hx-partial") == 1
+                    assert 'hx-target="#jobs"' in line
+                if "job-0000-last" in line:
+                    break
+            took = (clock.monotonic() - began) / SECOND
+    assert 1 <= updates <= took * 4 + 2
 
 
 async def test_sessions_are_signed_end_and_are_told_apart(tmp_path: Path) -> None:

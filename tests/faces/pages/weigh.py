@@ -1,8 +1,9 @@
 """Server time and bytes of every page at size: `python tests/faces/pages/weigh.py` (10,000 jobs, 1,000,000 runs).
 
-Prints a table: the first request of a fresh server, the median and the worst of the next ones (ms, measured by a client
-on the same machine), the CPU that the server used for one of those (ms; true on a busy machine, too), and the bytes of a
-page with all that it loads, before compression. `--directory` keeps and reuses what was seeded, which takes a minute.
+Prints a table: the first request of a fresh server, the median and the worst of the next ones (ms, measured by a
+client on the same machine), the CPU that the server used for one of those (ms; true on a busy machine, too), and the
+bytes of a page with all that it loads, before compression. `--directory` keeps and reuses what was seeded, which takes
+a minute.
 """
 
 from __future__ import annotations

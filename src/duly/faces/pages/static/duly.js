@@ -1,4 +1,4 @@
-// What pages gain by scripts; all of them work without. No text of anybody's is ever put in as markup here.
+// What pages gain by scripts; all of them work without. Comes before htmx, to hear its first connection. No text of anybody's is ever put in as markup here.
 (() => {
   "use strict";
   const $ = (selector, within = document) => within.querySelector(selector);
