@@ -83,7 +83,7 @@ def test_home_says_whether_it_ran_and_was_on_time(visitor: Visitor) -> None:
     """Figures of the history, the worst rows first, filters in the address, a cell leads to its runs."""
     page = visitor.go("/")
     headline = visitor.json("/?format=json")["headline"]
-    assert headline["missed"] == 2
+    assert headline["missed"] in (2, 3)  # of every fourth minute, in nine minutes
     assert headline["failed"] > 0
     expect(page.locator("#figures")).to_contain_text("missed")
     expect(page.locator("#strip li .name").first).to_have_text("fraud-scan")
