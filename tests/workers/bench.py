@@ -17,7 +17,6 @@ from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.system_clock import SystemClock
 from duly.core.messages import (
     NOTICES,
-    REPORTS,
     AnyMessage,
     Assign,
     Assignment,
@@ -38,6 +37,7 @@ from duly.core.messages import (
     beats,
     inbox,
     logs,
+    reports,
 )
 from duly.core.model import CommandTask, FunctionTask, HttpTask, Job, JobId, Run, RunKey, RunState, Task, WorkerId
 from duly.roles.worker import Worker, WorkerSettings
@@ -73,7 +73,7 @@ class Bench:
 
     async def open(self) -> None:
         await self.broker.subscribe(beats(SHARD), self._beaten)
-        await self.broker.subscribe(REPORTS, self._reported)
+        await self.broker.subscribe(reports(SHARD), self._reported)
         await self.broker.subscribe(NOTICES, self._noticed)
 
     def now(self) -> int:

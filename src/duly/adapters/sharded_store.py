@@ -78,10 +78,9 @@ class ShardedStore:
         return self.slot_map.shard_of(job_id)
 
     def _on(self, shard: str) -> Store:
-        store = self._stores.get(shard)
-        if store is None:
+        if shard not in self._stores and shard not in self.slot_map.table:
             raise NotFound(f"there is no shard {shard}, only {', '.join(self.shards)}")
-        return store
+        return self._reached(shard)
 
     def _holding(self, job_id: JobId) -> Store:
         return self._reached(self.slot_map.shard_of(job_id))

@@ -44,7 +44,11 @@ def beats(shard: str) -> str:
     return f"beat.{shard}"
 
 
-REPORTS: Final = "report"
+def reports(shard: str) -> str:
+    """The subject on which workers tell the servicers what became of attempts of a shard: a slow one delays no other."""
+    return f"report.{shard}"
+
+
 NOTICES: Final = "notice"
 
 

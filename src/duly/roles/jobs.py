@@ -1,38 +1,31 @@
-"""Jobs: created, read, changed, paused, deleted, triggered, one by one or in bulk.
+"""Jobs: read, changed, paused, deleted, triggered, one by one or in bulk. How they are created: creation.py.
 
-create   validate ─▶ mint id ─▶ store.create (job + first run, one commit) ─▶ hint the shard's scheduler
 change   read ─▶ decide ─▶ store.change (job + waiting runs, one commit) ─▶ hint, recall what is not started
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
-from duly.core import contract, policy, views
+from duly.core import policy, views
 from duly.core.contract import (
     BatchItem,
-    BatchView,
     BulkSpec,
     BulkView,
     JobList,
-    JobSpec,
     JobView,
     RunningJob,
     RunningList,
     RunView,
 )
-from duly.core.definition import decode, define_job, keyed_job_id, mint_job_id, patch_job
+from duly.core.definition import patch_job
 from duly.core.errors import (
-    CodeMissing,
     Conflict,
     DulyError,
-    FieldError,
-    IdempotencyKeyReused,
     InvalidInput,
     PreconditionFailed,
     Unavailable,
@@ -41,11 +34,9 @@ from duly.core.messages import Cancel, inbox
 from duly.core.model import Job, JobId, Run, RunState
 from duly.ports import Collision, JobQuery, JobRow, RunQuery
 from duly.roles.behind import noted, unbegun_runs
+from duly.roles.creation import CreationDesk, job_view
 from duly.roles.desk import TRIES
-from duly.roles.runs import RunDesk
 
-MINTS: Final = 16  # ids tried until one lies on a live shard
-SLICE: Final = 1_000  # jobs in one commit of a batch
 BULK_PAGE: Final = 500
 PAGES_AHEAD: Final = 50  # of a thousand runs that have ended before their time
 NOT_OUT: Final = tuple(state for state in RunState if not state.active)
@@ -53,139 +44,20 @@ BULK_ERRORS: Final = 100
 SCHEDULE_FIELDS: Final = ("schedule", "timezone", "dst", "start", "end", "max_runs", "jitter", "calendar")
 
 
-class JobDesk(RunDesk):
+class JobDesk(CreationDesk):
     """The use-cases of jobs."""
-
-    # -- creating -------------------------------------------------------------------------------------------
-
-    async def create_job(
-        self, spec: JobSpec, *, namespace: str = "default", key: str | None = None, body_digest: str = ""
-    ) -> tuple[JobView, bool]:
-        """Create a job; with a key, the same key and body find the first one. True if it was made now.
-
-        Raises InvalidInput, CodeMissing, IdempotencyKeyReused, Unavailable (no live shard, or the key's own).
-        """
-        await self._require_blobs(spec)
-        last: Unavailable | None = None
-        for _ in range(1 if key else MINTS):
-            job_id = keyed_job_id(namespace, key) if key else mint_job_id(self._clock.wall(), self._entropy(10))
-            try:
-                shard = self._store.shard_of(job_id)
-                now = await self._store.now(shard)
-                job = define_job(
-                    spec, job_id=job_id, now=now, namespace=namespace, body_digest=body_digest if key else ""
-                )
-                opened = _opened(job, now)
-                existing = (await self._store.create([(job, opened)]))[0]
-            except Unavailable as error:
-                last = error
-                continue
-            if existing is None:
-                await self._hint([(run, job) for run in opened], now)
-                self.telemetry.jobs_created(1)
-                self.event_log.job("job.created", job, now)
-                next_run_at = opened[0].due_at if opened else None
-                return _view(JobRow(job, next_run_at, None, finished=not opened)), True
-            if existing.body_digest != body_digest:
-                raise IdempotencyKeyReused
-            return await self.get_job(job_id, namespace=namespace), False
-        raise last or Unavailable("no shard takes new jobs at the moment")
-
-    async def create_jobs(self, bodies: Sequence[msgspec.Raw], *, namespace: str = "default") -> BatchView:
-        """Create many jobs from JSON; one result each, in order. One bad job does not spoil the others."""
-        specs: list[JobSpec | DulyError] = []
-        for index, body in enumerate(bodies):
-            try:
-                specs.append(decode(body, JobSpec, prefix=f"/jobs/{index}"))
-            except DulyError as error:
-                specs.append(error)
-        return await self.create_specs(specs, namespace=namespace)
-
-    async def create_specs(self, specs: Sequence[JobSpec | DulyError], *, namespace: str = "default") -> BatchView:
-        """Create many jobs; an error among the specs is passed on as that item's result.
-
-        They are committed a thousand at a time, while the next thousand is being made ready; what the store refuses
-        is the result of those items alone.
-        """
-        results: list[BatchItem] = []
-        commits: list[tuple[int, int, asyncio.Task[None]]] = []
-        known: set[str] = set()
-        for start in range(0, len(specs), SLICE):
-            made, pairs = await self._define(specs[start : start + SLICE], start, namespace, known)
-            results.extend(made)
-            if pairs:
-                commit = asyncio.get_running_loop().create_task(self.create_defined(pairs))
-                commits.append((start, start + len(made), commit))
-                await self._clock.sleep(0)  # no wait: the commit's turn to begin
-        for start, end, commit in commits:
-            try:
-                await commit
-            except DulyError as error:
-                refused = BatchItem(status=error.status, error=views.problem(error))
-                results[start:end] = [item if item.error else refused for item in results[start:end]]
-        created = sum(item.error is None for item in results)
-        return BatchView(results=results, created=created, failed=len(results) - created)
-
-    async def _define(
-        self, specs: Sequence[JobSpec | DulyError], first: int, namespace: str, known: set[str]
-    ) -> tuple[list[BatchItem], list[tuple[Job, Sequence[Run]]]]:
-        """The results of some items as they will be if they are committed, and what to commit."""
-        now = await self._store.now()
-        entropy = self._entropy(10 * len(specs))
-        results: list[BatchItem] = []
-        pairs: list[tuple[Job, Sequence[Run]]] = []
-        for index, spec in enumerate(specs):
-            try:
-                if isinstance(spec, DulyError):
-                    raise spec
-                if isinstance(spec.task, contract.CommandSpec):
-                    await self._require_blobs(spec, known)
-                job_id = mint_job_id(now, entropy[10 * index : 10 * index + 10])
-                job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
-                pairs.append((job, _opened(job, now)))
-                results.append(BatchItem(status=201, id=job.id))
-            except DulyError as error:
-                problem = views.problem(error, prefix=f"/jobs/{first + index}")
-                results.append(BatchItem(status=error.status, error=problem))
-        return results, pairs
-
-    async def create_defined(self, pairs: Sequence[tuple[Job, Sequence[Run]]]) -> None:
-        """Write jobs that were defined with freshly minted ids, in one commit for each shard."""
-        await self._store.create(pairs)
-        now = await self._store.now()
-        await self._hint([(run, job) for job, runs in pairs for run in runs], now)
-        self.telemetry.jobs_created(len(pairs))
-        self.event_log.jobs("job.created", [job for job, _ in pairs], now)
-
-    async def _require_blobs(self, spec: JobSpec, known: set[str] | None = None) -> None:
-        task = spec.task
-        if not isinstance(task, contract.CommandSpec) or not (task.code or task.inputs):
-            return
-        named = {f"/task/inputs/{path}": digest for path, digest in task.inputs.items()}
-        if task.code is not None:
-            named["/task/code"] = task.code
-        known = set() if known is None else known
-        wrong = []
-        for pointer, digest in named.items():
-            if digest in known:
-                continue
-            if await self._blobs.size(digest) is None:
-                wrong.append(FieldError(pointer, f"there is no blob {digest}; upload it first"))
-            known.add(digest)
-        if wrong:
-            raise CodeMissing(errors=tuple(wrong))
 
     # -- reading jobs ---------------------------------------------------------------------------------------
 
     async def get_job(self, job_id: str, *, namespace: str | None = None) -> JobView:
         """The job as clients read it. Raises NotFound."""
-        return _view(await self._row(job_id, namespace))
+        return job_view(await self._row(job_id, namespace))
 
     async def list_jobs(self, query: JobQuery) -> JobList:
         """A page of jobs; deleted ones only when they are asked for."""
         page = await self._store.page_jobs(replace(query, with_deleted=query.state == "deleted"))
         return JobList(
-            items=[_view(row) for row in page.items],
+            items=[job_view(row) for row in page.items],
             next=page.next,
             partial=bool(page.missing),
             missing_shards=list(page.missing),
@@ -194,13 +66,21 @@ class JobDesk(RunDesk):
     async def running_jobs(self, query: JobQuery) -> RunningList:
         """Jobs that have a run in state running, with those runs."""
         page = await self._store.page_jobs(replace(query, running=True))
+        missing = list(page.missing)
         items = []
         for row in page.items:
-            runs = await self._store.page_runs(RunQuery(job_id=row.job.id, states=(RunState.RUNNING,), limit=1000))
+            shard = self._store.shard_of(row.job.id)
+            if shard in missing:  # it has stopped answering since
+                continue
+            try:
+                runs = await self._store.page_runs(RunQuery(job_id=row.job.id, states=(RunState.RUNNING,), limit=1000))
+            except Unavailable:
+                missing.append(shard)
+                continue
             if runs.items:
                 views = [self._run_view(run) for run in runs.items]
-                items.append(RunningJob(job=_view(row), runs=views))
-        return RunningList(items=items, next=page.next, partial=bool(page.missing), missing_shards=list(page.missing))
+                items.append(RunningJob(job=job_view(row), runs=views))
+        return RunningList(items=items, next=page.next, partial=bool(missing), missing_shards=missing)
 
     # -- changing jobs --------------------------------------------------------------------------------------
 
@@ -422,12 +302,3 @@ class JobDesk(RunDesk):
             if page.next is None:
                 return
             query = replace(query, cursor=page.next)
-
-
-def _view(row: JobRow) -> JobView:
-    return views.job_view(row.job, next_run_at=row.next_run_at, last_run=row.last_run, finished=row.finished)
-
-
-def _opened(job: Job, now: int) -> Sequence[Run]:
-    """The runs that a new job starts with: none while it is paused."""
-    return (policy.opening_run(job, now),) if job.state == "active" else ()

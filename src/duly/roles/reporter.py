@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from duly.core.errors import DulyError
-from duly.core.messages import MAX_REPORT, REPORTS, Report, ReportAnswer, Started, WorkerEvent
+from duly.core.messages import MAX_REPORT, Report, ReportAnswer, Started, WorkerEvent, reports
 from duly.core.model import Lane, RunKey, WorkerId
 from duly.ports import Broker, Clock
 from duly.tasks.attempt import Held
@@ -150,7 +150,7 @@ class Reporter:
                 self._under_way[number] = batch
                 report = Report(worker=self._worker(), shard=self.shard, events=tuple(batch), capacity=self._capacity())
                 try:
-                    answer = await self._broker.request(REPORTS, report, timeout=ANSWER_WITHIN)
+                    answer = await self._broker.request(reports(self.shard), report, timeout=ANSWER_WITHIN)
                 except DulyError as error:
                     log.info("shard %s: %d events not reported yet: %s", self.shard, len(batch), error)
                 else:

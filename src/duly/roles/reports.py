@@ -13,20 +13,20 @@ import msgspec
 
 from duly.core.machine import DUPLICATE, Refusal, Transition, step
 from duly.core.messages import (
-    REPORTS,
     AnyMessage,
     Ended,
     Report,
     ReportAnswer,
     Started,
     hints,
+    reports,
 )
 from duly.core.model import Job, Run, RunKey, RunState
 from duly.ports import Broker, Store, Subscription
 from duly.roles.events import EventLog
 from duly.telemetry import Telemetry
 
-AT_ONCE: Final = 4  # reports decided and committed side by side
+AT_ONCE: Final = 4  # reports of a shard decided and committed side by side
 ROUNDS: Final = 4  # a transition that lost to another is decided anew this often
 
 
@@ -41,7 +41,7 @@ class _Decided(msgspec.Struct):
 
 
 class ReportDesk:
-    """The servicers' side of the subject of reports."""
+    """The servicers' side of the subjects of reports."""
 
     def __init__(
         self, *, store: Store, broker: Broker, events: EventLog, telemetry: Telemetry, dice: Callable[[], float]
@@ -54,9 +54,11 @@ class ReportDesk:
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        """Take reports, several at once: a group of subscriptions shares the subject."""
-        for _ in range(AT_ONCE):
-            self._subscriptions.append(await self._broker.subscribe(REPORTS, self._answer, group="servicers"))
+        """Take reports, several at once for each shard: a group of subscriptions shares its subject."""
+        for shard in self._store.shards:
+            for _ in range(AT_ONCE):
+                subscription = await self._broker.subscribe(reports(shard), self._answer, group="servicers")
+                self._subscriptions.append(subscription)
 
     async def stop(self) -> None:
         """Finish the reports in hand and take no more."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from duly.core.contract import WebhookView
+from duly.core.errors import Overloaded, Unavailable
 from duly.core.instants import SECOND
 from duly.core.messages import NOTICES, AnyMessage, Notice
 from duly.ports import Blobs, Broker, Clock, Store, Subscription
@@ -46,11 +47,13 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
         telemetry: Telemetry,
         max_blob_bytes: int = 1 << 30,
         lease: int = 5 * SECOND,
+        alone: bool = True,
     ) -> None:
         """`lease`: how long a beat over HTTP keeps a worker alive, as long as the schedulers' own does."""
         super().__init__(store=store, broker=broker, blobs=blobs, clock=clock, entropy=entropy, telemetry=telemetry)
         self.name = name
         self.webhooks: Webhooks | None = None
+        self.alone = alone  # no other servicer can serve in this one's place, so it is not ready before all is there
         self.max_blob_bytes = max_blob_bytes
         self.outputs = OutputReader(broker=broker, blobs=blobs)
         self.reports = ReportDesk(store=store, broker=broker, events=self.event_log, telemetry=telemetry, dice=dice)
@@ -100,13 +103,28 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
         return [] if self.webhooks is None else self.webhooks.views()
 
     async def ready(self) -> list[str]:
-        """What is missing to serve, in words; empty when all is well."""
+        """What is missing for a client to be sent here; empty when it may be.
+
+        One of several servicers is ready while one shard answers: what another shard, the schedulers or the workers
+        lack, the others lack too, and jobs can still be created and read.
+        """
+        if self.alone:
+            return await self.missing()
+        shards = await self._store.stats()
+        return [] if any(shard.state == "up" for shard in shards) else ["no shard answers"]
+
+    async def missing(self) -> list[str]:
+        """What is missing for every job to run, in words; empty when all is well."""
         missing: list[str] = []
         for shard in await self._store.stats():
             if shard.state != "up":
                 missing.append(f"shard {shard.shard} does not answer")
                 continue
-            now = await self._store.now(shard.shard)
+            try:
+                now = await self._store.now(shard.shard)
+            except (Unavailable, Overloaded):  # it has gone since
+                missing.append(f"shard {shard.shard} does not answer")
+                continue
             if shard.term is None or shard.term.expires_at <= now:
                 missing.append(f"shard {shard.shard} has no scheduler")
             if not any(worker.lease_until > now and worker.state != "lost" for worker in shard.workers):
