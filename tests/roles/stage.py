@@ -16,7 +16,7 @@ from duly.core.contract import FunctionSpec, JobSpec, JobView
 from duly.core.definition import decode
 from duly.core.instants import DAY, SECOND, parse_instant
 from duly.core.model import Failure, JobId, Run
-from duly.ports import RunQuery
+from duly.ports import Clock, RunQuery, Store
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.worker import WorkerSettings
 from duly.settings import Settings
@@ -91,14 +91,14 @@ class Script:
 class Stage:
     """The node, the hand on its clock, and short ways to ask."""
 
-    def __init__(self, folder: Path, *, slots: int = 4) -> None:
+    def __init__(self, folder: Path, *, slots: int = 4, store: Callable[[Clock], Store] | None = None) -> None:
         self.clock = ManualClock(START)
         self.script = Script(self.clock)
         self.node: Node = connect(
             Settings(retention_interval=DAY),
             FunctionRegistry("any"),
             self.clock,
-            SqliteStore(":memory:", clock=self.clock),
+            SqliteStore(":memory:", clock=self.clock) if store is None else store(self.clock),
             ObstoreBlobs(folder / "blobs", clock=self.clock),
             SchedulerSettings(),
             WorkerSettings(scratch=str(folder), slots=slots),

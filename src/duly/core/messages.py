@@ -45,7 +45,7 @@ def beats(shard: str) -> str:
 
 
 def reports(shard: str) -> str:
-    """The subject on which workers tell the servicers what became of attempts of a shard: a slow one delays no other."""
+    """The subject on which workers tell the servicers what became of a shard's attempts: a slow one delays no other."""
     return f"report.{shard}"
 
 
