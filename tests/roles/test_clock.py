@@ -199,3 +199,17 @@ async def test_an_at_most_once_run_is_not_repeated_by_a_step_back(tmp_path: Path
         await stage.advance(10 * SECOND)
         [run] = await stage.runs(job)
         assert (run.state, run.attempt) == (RunState.LOST, 1)
+
+
+async def test_a_fixed_delay_resumed_before_its_beginning_goes_on_past_what_has_been(stage: Stage) -> None:
+    """The clock went back to before the job was created; the run after the first was cancelled on that clock."""
+    job = await stage.create("a", "after 8s")
+    await stage.advance(SECOND)
+    stage.clock.skew -= 180 * SECOND
+    for _ in range(3):
+        await stage.servicer.pause_job(job.id)
+        await stage.servicer.resume_job(job.id)
+        [waiting] = [run for run in await stage.runs(job) if run.state == RunState.WAITING]
+        await stage.servicer.cancel_run(waiting.id)
+        await stage.advance(SECOND)
+    assert len([run for run in await stage.runs(job) if run.state == RunState.WAITING]) == 1

@@ -209,6 +209,11 @@ class JobDesk(CreationDesk):
             if cursor is None:
                 break
         schedule = policy.schedule_of(job)
+        if schedule.kind == "delay":
+            following = policy.first_run(job, after, ordinal)
+            while following is not None and following.scheduled_at in been:
+                following = policy.first_run(job, following.scheduled_at, ordinal)
+            return [] if following is None else [following]
         before = [after, *sorted(at for at in been if schedule.next_after(at - 1) == at)]
         coming = [policy.first_run(job, instant, ordinal) for instant in before]
         return list({run.key: run for run in coming if run is not None and run.scheduled_at not in been}.values())
