@@ -144,6 +144,7 @@ async def _colleague(
         dice=random.random,
         telemetry=telemetry,
         max_blob_bytes=settings.max_blob_bytes,
+        alone=False,
     )
     webhooks = make_webhooks(settings, clock, telemetry)
     if webhooks is not None:

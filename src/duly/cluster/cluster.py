@@ -196,11 +196,14 @@ class Cluster:
         try:
             while True:
                 try:
-                    await exchange.send("GET", "/readyz")
-                    return
+                    _, body = await exchange.send("GET", "/readyz")
+                    missing = "; ".join(msgspec.json.decode(body)["missing"])
                 except DulyError as error:
-                    if self._clock.monotonic() > deadline:
-                        raise TimedOut(f"the cluster is not ready: {error}") from None
+                    missing = str(error)
+                if not missing:
+                    return
+                if self._clock.monotonic() > deadline:
+                    raise TimedOut(f"the cluster is not ready: {missing}")
                 await self._clock.sleep(20 * MILLISECOND)
         finally:
             await exchange.close()

@@ -21,6 +21,13 @@ class HealthView(View, frozen=True, kw_only=True):
     status: str = "ok"
 
 
+class ReadyView(View, frozen=True, kw_only=True):
+    """Clients may be sent here. `missing`: what keeps some jobs from running all the same, here as on other servers."""
+
+    status: str = "ok"
+    missing: tuple[str, ...] = ()
+
+
 async def healthz(_: Call) -> Answer:
     """Alive: the event loop turns."""
     return json_reply(HealthView())
@@ -28,10 +35,11 @@ async def healthz(_: Call) -> Answer:
 
 async def readyz(call: Call) -> Answer:
     """Ready, or what is missing."""
-    missing = await call.context.servicer.ready()
+    servicer = call.context.servicer
+    missing = await servicer.ready()
     if missing:
         raise Unavailable("; ".join(missing), errors=tuple(FieldError("", each) for each in missing))
-    return json_reply(HealthView())
+    return json_reply(ReadyView(missing=() if servicer.alone else tuple(await servicer.missing())))
 
 
 async def metrics(call: Call) -> Answer:
@@ -83,7 +91,7 @@ def operations(document: Callable[[], bytes], page: Callable[[], tuple[bytes, st
             tag="system",
             scope="everyone",
             namespace="none",
-            returns={200: Returns("Ready", HealthView)},
+            returns={200: Returns("Ready", ReadyView)},
             handler=readyz,
         ),
         Operation(
