@@ -37,6 +37,7 @@ from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.scratch import Scratch
 from duly.roles.servicer import Servicer
+from duly.roles.shard_balance import ShardBalance
 from duly.roles.worker import Worker
 from duly.settings import Settings
 from duly.tasks.registry import FunctionRegistry
@@ -187,21 +188,22 @@ async def run_scheduler(settings: Settings, *, started: Started) -> None:
             )
             for shard in store.shards
         ]
+        balance = ShardBalance(name=name, schedulers=schedulers, broker=broker, clock=clock)
         keeper = Keeper(
             store=store,
             blobs=blobs,
             clock=clock,
             interval=settings.retention_interval,
-            may_tidy=lambda: schedulers[0].leading,  # one of them all
+            may_tidy=lambda: balance.first,  # one of them all
         )
-        for part in (*schedulers, keeper):
+        for part in (*schedulers, balance, keeper):
             stack.push_async_callback(part.stop)
             await part.start()
         async with _probed(settings, clock, list, telemetry) as told:
             started({"name": name, **told})
             await asked.wait()
             log.info("draining")
-            await asyncio.gather(*(scheduler.drain() for scheduler in schedulers))
+            await balance.drain()
 
 
 async def run_worker(settings: Settings, *, started: Started) -> None:

@@ -3,11 +3,12 @@
 servicer  ── Hint, Ended ──▶ scheduler   "hint.<shard>"
 scheduler ── Assign ───────▶ worker      "worker.<id>"
 servicer  ── Cancel, Rest ─▶ worker      "worker.<id>"
-worker    ── Beat ─────────▶ scheduler   "beat"            answered with BeatAnswer
-worker    ── Report ───────▶ servicer    "report"          answered with ReportAnswer
+worker    ── Beat ─────────▶ scheduler   "beat.<shard>"    answered with BeatAnswer
+worker    ── Report ───────▶ servicer    "report.<shard>"  answered with ReportAnswer
 servicer  ── ReadLog ──────▶ worker      "log.<id>"        answered with LogChunk
 any       ── Notice ───────▶ servicers   "notice"          progress for people
 servicer  ── News ─────────▶ servicers   "notice"          what was written, for those who watch elsewhere
+scheduler ── Standing ─────▶ schedulers  "scheduler"       who leads what, for an even share
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def reports(shard: str) -> str:
 
 
 NOTICES: Final = "notice"
+SCHEDULERS: Final = "scheduler"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
@@ -262,6 +264,16 @@ class News(Message, frozen=True, kw_only=True):
     jobs: tuple[JobId, ...] = ()
 
 
+class Standing(Message, frozen=True, kw_only=True):
+    """A scheduler process lives and leads these shards. `given`: one that it has just let `taker` have."""
+
+    process: str
+    leads: tuple[str, ...] = ()
+    given: str = ""
+    taker: str = ""
+    leaving: bool = False  # it will not be heard again, and leads nothing
+
+
 AnyMessage = (
     Hint
     | Ended
@@ -276,4 +288,5 @@ AnyMessage = (
     | LogChunk
     | Notice
     | News
+    | Standing
 )

@@ -51,6 +51,8 @@ log = logging.getLogger("duly.scheduler")
 MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
 PAGE: Final = 4_096
 IN_FLIGHT: Final = 4  # dispatch commits under way at once
+RETRY: Final = 100 * MILLISECOND  # after the store refused, growing by as much up to the next
+LAST_RETRY: Final = 500 * MILLISECOND
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +105,12 @@ class Scheduler(Loop):
             store=store, clock=clock, agenda=self._agenda, worker_ttl=self._settings.worker_ttl
         )
         self._quiet = QuietFleet(shard=shard, store=store, clock=clock, agenda=self._agenda)
+        self.reluctance = 0  # by how many shards this process leads more than another one: it asks less often for more
         self._wake = asyncio.Event()
         self._trusted_until = 0
+        self._resting_until = 0
+        self._handing_over: asyncio.Event | None = None  # set once it is done
+        self._refusals = 0  # of the store, in a row
         self._next_renewal = 0
         self._next_recovery = 0
         self._in_doubt = False  # a dispatch under the present fence may still be on its way
@@ -137,10 +143,24 @@ class Scheduler(Loop):
         await self._settle()
         await self._release()
 
-    async def _release(self) -> None:
+    async def hand_over(self, rest: int) -> None:
+        """Let another scheduler have the term: returns once it is released. Not asked for again for `rest` µs."""
+        if self.state != "started" or self.term is None:
+            return
+        self._resting_until = self._clock.monotonic() + rest
+        done = self._handing_over = self._handing_over or asyncio.Event()
+        self._wake.set()
+        await done.wait()
+
+    def hurry(self) -> None:
+        """The term may be free: ask now."""
+        if self.term is None:
+            self._wake.set()
+
+    async def _release(self, why: str = "shutting down") -> None:
         if self.term is None:
             return
-        self._step_down("shutting down")
+        self._step_down(why)
         try:
             await self._store.hold(self.shard, self.owner, 0, release=True)
         except DulyError as error:
@@ -155,16 +175,36 @@ class Scheduler(Loop):
     async def _work(self) -> None:
         while self.state == "started":
             try:
-                if not await self._held():
-                    await self._clock.wait(self._wake, self._settings.term_ttl // 6)
+                if self._handing_over is not None:
+                    await self._let_go(self._handing_over)
+                if self._clock.monotonic() < self._resting_until or not await self._held():
+                    self._refusals = 0
+                    await self._clock.wait(self._wake, self._standby_pause())
                     self._wake.clear()
                     continue
                 await self._turn()
+                self._refusals = 0
             except Fenced:
                 self._step_down("fenced")
             except DulyError as error:
-                log.warning("shard %s: %s; trying again", self.shard, error)
-                await self._clock.sleep(100 * MILLISECOND)
+                self._refusals += 1
+                level = logging.WARNING if self._refusals == 1 else logging.DEBUG
+                log.log(level, "shard %s: %s; trying again", self.shard, error)
+                await self._clock.sleep(min(self._refusals * RETRY, LAST_RETRY))
+
+    async def _let_go(self, done: asyncio.Event) -> None:
+        """Between two turns: what was being dispatched is committed first."""
+        self._handing_over = None
+        try:
+            await self._settle()
+            await self._release("handed over")
+        finally:
+            done.set()
+
+    def _standby_pause(self) -> int:
+        """µs between two looks at the term: more for whoever leads more, and at most a third of the term."""
+        ttl = self._settings.term_ttl
+        return min(ttl // 6 * (1 + self.reluctance), ttl // 3)
 
     async def _held(self) -> bool:
         """Take or renew the term when it is time; True while it is held and trusted."""
