@@ -26,7 +26,7 @@ from duly.cluster.supervision import launch
 from duly.core.contract import FunctionSpec, JobSpec
 from duly.core.definition import keyed_job_id
 from duly.core.errors import OutcomeUnknown, Unavailable
-from duly.core.instants import MILLISECOND
+from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import JobId
 from duly.core.ring import map_slots
 from duly.ports import JobQuery
@@ -38,7 +38,7 @@ DEAD = "s1"
 SPEC = JobSpec(task=FunctionSpec(name="m:f"), schedule="in 1h")
 CALLERS = 8
 SAMPLES = 150
-LIMITS = Limits(point=500 * MILLISECOND, scan=500 * MILLISECOND)
+LIMITS = Limits(point=2 * SECOND, scan=3 * SECOND)
 
 
 class Server:

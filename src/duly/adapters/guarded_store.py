@@ -124,7 +124,8 @@ class GuardedStore:
     def _failed(self, problem: BaseException) -> None:
         self._failures += 1
         if self._failures >= self._limits.failures and not self.open and not self._closed:
-            log.warning("shard %s does not answer: calls are refused until it does: %s", self._name, problem)
+            why = str(problem) or "too slow"
+            log.warning("shard %s does not answer: calls are refused until it does: %s", self._name, why)
             self.open = True
             self._probing = asyncio.get_running_loop().create_task(self._probe(), name=f"probe {self._name}")
 
