@@ -53,6 +53,26 @@ async def test_doubled_and_older_assigns_are_ignored(tmp_path: Path) -> None:
         assert bench.worker.attempts.counts["doubled"] == 3
 
 
+async def test_an_assign_that_was_under_way_for_long_is_not_begun(tmp_path: Path) -> None:
+    """Its scheduler has looked at beats without it meanwhile, so it may have been given up."""
+    async with working(tmp_path, functions_in="threads") as bench:
+        began = bench.clock.monotonic() - 3600 * SECOND  # by the scheduler's clock, which begins elsewhere
+
+        async def assign(number: int, delay: float, fence: int = 1) -> Assignment:
+            assignment = bench.make(call("nothing"))
+            sent = bench.clock.monotonic() - began - int(delay * SECOND)
+            message = Assign(shard="s0", fence=fence, number=number, batch=(assignment,), sent=sent)
+            await bench.broker.publish(inbox(WorkerId("w")), message)
+            return assignment
+
+        await bench.succeeded((await assign(1, 0.5)).run)
+        late = await assign(2, 4)
+        await bench.succeeded((await assign(3, 0)).run)
+        await bench.succeeded((await assign(4, 4, fence=2)).run)  # of a new one it is not known what is usual
+        assert bench.worker.attempts.counts["late"] == 1
+        assert not any(key == late.run.key for report in bench.reports for key, _ in report.events)
+
+
 async def test_a_newer_attempt_replaces_the_one_that_is_held_without_a_word(tmp_path: Path) -> None:
     async with working(tmp_path) as bench:
         assignment = bench.make(call("wait_for", str(tmp_path / "never")))

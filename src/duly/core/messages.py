@@ -87,6 +87,7 @@ class Assign(Message, frozen=True, kw_only=True):
     """Attempts for a worker, ahead of their time. `number` counts a scheduler's Assigns to this worker.
 
     `now` is the shard's clock when they were decided: a worker that thinks it earlier learns that the clock was set.
+    `sent`: when it was sent, by the scheduler's monotonic clock; 0 if that is not known.
     """
 
     shard: str
@@ -94,6 +95,7 @@ class Assign(Message, frozen=True, kw_only=True):
     number: int
     batch: tuple[Assignment, ...]
     now: int | None = None
+    sent: int = 0
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from duly.roles.reporter import Begun, Reporter
 from duly.tasks.attempt import Ending, Held, Runner
 
 ISOLATION: Final = "process"
+LATE: Final = 2 * SECOND  # an Assign under way for longer: what `Deliveries` waits for, less what a beat may take
 DROPPED: Final = 10_000  # of a shard that are remembered
 HELD_BACK: Final = 10_000  # µs past due from which a late start was for want of a slot
 
@@ -40,6 +41,7 @@ class Shard:
         self.fence = 0
         self.seen = 0  # number of the last Assign
         self.recent: dict[tuple[int, int], None] = {}  # (fence, number) of Assigns taken, to ignore doubles
+        self.fastest = (0, 0)  # fence, and the least that an Assign under it took
         self.held: dict[Lane, int] = {"process": 0, "async": 0}
         self.listings = 0  # lists of attempts that came in answers to beats
         self.watching: list[set[tuple[RunKey, int]]] = []  # each takes the attempts that end from now on
@@ -59,13 +61,24 @@ class Shard:
             self.seen = max(self.seen, message.number)
         return False
 
+    def is_late(self, message: Assign, arrived: int) -> bool:
+        """It was under way for much longer than another one of its scheduler. The first one tells nothing."""
+        if not message.sent:
+            return False
+        took = arrived - message.sent  # by clocks that begin anywhere
+        fence, fastest = self.fastest
+        if message.fence > fence or (message.fence == fence and took < fastest):
+            self.fastest = (message.fence, took)
+            return False
+        return message.fence == fence and took - fastest > LATE
+
 
 class Attempts:
     """The table of held attempts; the `Sink` of every runner."""
 
     def __init__(self, clock: Clock, notify: Callable[[Notice], None]) -> None:
         self.shards: dict[str, Shard] = {}
-        self.counts = {"assigned": 0, "doubled": 0, "succeeded": 0, "failed": 0, "given_back": 0}
+        self.counts = {"assigned": 0, "doubled": 0, "succeeded": 0, "failed": 0, "given_back": 0, "late": 0}
         self._clock = clock
         self._notify = notify
         self._held: dict[RunKey, Held] = {}
@@ -114,6 +127,9 @@ class Attempts:
         arrived = clock.monotonic()
         if message.now is not None:
             shard.offset.hear(arrived, message.now)
+        if shard.is_late(message, arrived):
+            self.counts["late"] += len(message.batch)
+            return {}  # the beats that the scheduler has looked at meanwhile were without it: it counts as not here
         offset = shard.offset.value
         if offset is None:  # not answered yet: by the message itself nothing can start early, whatever this clock says
             offset = (clock.wall() if message.now is None else message.now) - arrived

@@ -5,7 +5,8 @@
     no beats                 the worker loses its seat; what ended there without a word is not out any more
 
 An attempt may be missing because it never arrived (a message or the scheduler that was to send it was lost), because
-the worker dropped it when it could not trust its lease, or because it has ended and nobody was told.
+the worker dropped it when it could not trust its lease, or because it has ended and nobody was told. What arrives so
+late that it may count as overdue already is not begun (`Shard.is_late`).
 """
 
 from __future__ import annotations

@@ -399,7 +399,14 @@ class Scheduler(Loop):
             return
         number = self._numbers.get(worker, 0) + 1
         self._numbers[worker] = number
-        message = Assign(shard=self.shard, fence=self.term.fence, number=number, batch=tuple(batch), now=now)
+        message = Assign(
+            shard=self.shard,
+            fence=self.term.fence,
+            number=number,
+            batch=tuple(batch),
+            now=now,
+            sent=self._clock.monotonic(),
+        )
         await self._broker.publish(inbox(worker), message)
 
     # -- overlap and recovery -------------------------------------------------------------------------------
