@@ -19,8 +19,6 @@ are numbered as in the design notes; those above 30 were added because a mutant 
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,79 +33,13 @@ from simulation.remembered import (
     UNMOVED,
     Grid,
     Known,
-    OfShard,
-    Violation,
+    Record,
     period_of,
 )
 
 
-class Referee:
-    """Judges each effect by what it saw before. `note` is called with everything that counts, in order."""
-
-    def __init__(self, stop: Callable[[], None], shards: Sequence[str] = ("s0",)) -> None:
-        """`stop` ends the world: an invariant was broken."""
-        self.stop = stop
-        self.broken: Violation | None = None
-        self.counts: Counter[str] = Counter()
-        self.jobs: dict[JobId, Job] = {}
-        self.acknowledged: set[JobId] = set()
-        self.runs: dict[RunKey, Known] = {}
-        self.hot: dict[RunKey, Known] = {}
-        self.true = 0
-        self.shards: dict[str, OfShard] = {name: OfShard(name) for name in shards}
-        self.on = next(iter(self.shards.values()))  # where the effect that is being judged took place
-        self.log: list[tuple[object, ...]] | None = None  # what goes into the trace, if it is to be read
-        self._trace = hashlib.blake2b(digest_size=12)
-        self._fired: set[RunKey] = set()
-        self._began: dict[RunKey, dict[int, str]] = {}
-        self._over: set[tuple[RunKey, int, str]] = set()
-        self._done: dict[tuple[RunKey, int, str], bytes] = {}
-        self._grids: dict[JobId, Grid] = {}
-        self._spans: list[tuple[JobId, int, int]] = []  # summary records: job, from, until
-        self.homes: dict[JobId, str] = {}
-        self._left: dict[JobId, tuple[int, int]] = {}  # of the runs that were out lately: newest instant, true time
-        self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
-        self._froze: dict[Any, int] = {}
-
-    # -- telling --------------------------------------------------------------------------------------------
-
-    def note(self, *event: object) -> None:
-        """Into the trace."""
-        self._trace.update(repr(event).encode())
-        if self.log is not None:
-            self.log.append((self.true, *event))
-
-    @property
-    def trace(self) -> str:
-        """What happened, as a hash."""
-        return self._trace.hexdigest()
-
-    def require(self, holds: bool, number: int, name: str, text: object) -> None:
-        """Raises Violation, and lets the world know: whoever it is raised into may be a task that nobody awaits."""
-        if not holds:
-            violation = Violation(number, name, str(text))
-            if self.broken is None:
-                self.broken = violation
-                self.stop()
-            raise violation
-
-    def died(self, life: Any) -> None:
-        """A process was killed, and with it what ran in it."""
-        for mark in [mark for mark, where in self.going.items() if where is life]:
-            del self.going[mark]
-
-    def froze(self, life: Any, monotonic: int) -> None:
-        """A process was frozen, or goes on."""
-        self._froze[life] = monotonic
-
-    def clock_stepped(self, shard: str, monotonic: int) -> None:
-        """A shard's clock was set, at `monotonic` in true time."""
-        self.shards[shard].stepped_at = monotonic
-
-    @property
-    def _unclear(self) -> bool:
-        """The shard's clock was set lately, so that decisions may come from before."""
-        return self.true - self.on.stepped_at < STEPPED
+class Referee(Record):
+    """Judges each effect by what it saw before."""
 
     # -- effects on the store -------------------------------------------------------------------------------
 
@@ -148,7 +80,7 @@ class Referee:
         self.note("created", job.id, job.schedule, self.on.now)
         self.counts["jobs"] += 1
         self.jobs[job.id] = job
-        self._grids[job.id] = Grid(job, self.on.now)
+        self.grids[job.id] = Grid(job, self.on.now)
         self._open(runs)
 
     def _changed(self, job: Job, opened: Sequence[Run], *, keep_waiting: bool) -> None:
@@ -176,17 +108,17 @@ class Referee:
                     if key[0] == job.id and (known.run.attempt or known.run.state.terminal)
                 ]
                 reached = min(job.reached, max(been, default=0))  # the clock was set back since
-                self._grids[job.id] = Grid(job, max(self.on.now, reached, *self._skipped(job.id, opened)))
+                self.grids[job.id] = Grid(job, max(self.on.now, reached, *self._skipped(job.id, opened)))
         self.jobs[job.id] = job
         self._open(opened)
 
     def _skipped(self, job_id: JobId, opened: Sequence[Run]) -> list[int]:
         """Instants up to which a changed schedule owes nothing: those of runs that are out, or were at the decision."""
         out = [key[1] for key, known in self.hot.items() if key[0] == job_id and not known.run.manual]
-        newest, when = self._left.get(job_id, (0, -STEPPED))
+        newest, when = self.left.get(job_id, (0, -STEPPED))
         if self.true - when < 2 * STEPPED:
             out.append(newest)
-        if self._unclear:  # the decision may come from before the step
+        if self.unclear:  # the decision may come from before the step
             out += [run.scheduled_at - 1 for run in opened]
         return [0, *out]
 
@@ -198,7 +130,7 @@ class Referee:
             if run.state.terminal:
                 self.counts[run.state.word] += 1
                 if run.covers_until is not None:
-                    self._spans.append((run.job_id, run.scheduled_at, run.covers_until))
+                    self.spans.append((run.job_id, run.scheduled_at, run.covers_until))
             else:
                 self.hot[run.key] = known
 
@@ -245,9 +177,9 @@ class Referee:
             self.counts[after.state.word] += 1
             del self.hot[after.key]
             if before.state.active and not after.manual:
-                newest, when = self._left.get(after.job_id, (0, -STEPPED))
+                newest, when = self.left.get(after.job_id, (0, -STEPPED))
                 lately = newest if self.true - when < 2 * STEPPED else 0
-                self._left[after.job_id] = (max(lately, after.scheduled_at), self.true)
+                self.left[after.job_id] = (max(lately, after.scheduled_at), self.true)
         self._open(transition.opened)
 
     def _dispatched(self, known: Known, after: Run, job: Job, fence: int | None, where: str) -> None:
@@ -260,13 +192,13 @@ class Referee:
         self.require(after.attempt <= most, 9, "attempts rise by one and are bounded", f"at most {most}: {where}")
         decided = after.dispatched_at or 0
         self.require(
-            decided <= self.on.now or self._unclear, 4, "nothing is handed out or started before its time", where
+            decided <= self.on.now or self.unclear, 4, "nothing is handed out or started before its time", where
         )
         early = after.due_at - decided
         self.require(early <= LEAD, 4, "nothing is handed out or started before its time", f"{early} µs: {where}")
         if after.attempt == 1:
-            self.require(after.key not in self._fired, 1, "at most one firing of (job, instant)", where)
-            self._fired.add(after.key)
+            self.require(after.key not in self.fired, 1, "at most one firing of (job, instant)", where)
+            self.fired.add(after.key)
             self.counts["firings"] += 1
             self._judge_misfire(after, job, decided)
         else:
@@ -312,7 +244,7 @@ class Referee:
     def _judge_failure(self, before: Run, error: Failure | None, where: str) -> None:
         """What is recorded as the failure of an attempt is that of this attempt: its code is over."""
         if error is not None and error.kind != "worker_lost":
-            over = (before.key, before.attempt, before.worker) in self._over
+            over = (before.key, before.attempt, before.worker) in self.over
             self.require(over, 6, "a completion is that of the current attempt, by its worker", f"not over: {where}")
 
     def _judge_loss(self, before: Run, error: Failure | None, where: str) -> None:
@@ -327,13 +259,15 @@ class Referee:
             return
         left = self.on.leases.get(before.worker, 0) - self.true
         self.require(left <= UNMOVED, 21, "no lease is taken while it runs", f"{left} µs left: {where}")
-        awake = runs_in is not None and not runs_in.frozen and self.true - self._froze.get(runs_in, -STEPPED) > SECOND
+        awake = (
+            runs_in is not None and not runs_in.frozen and self.true - self.thawed_at.get(runs_in, -STEPPED) > SECOND
+        )
         self.require(not awake, 35, "a worker stops before its lease ends", f"it still runs: {where}")
 
     def _ended(self, known: Known, after: Run, where: str) -> None:
         before = known.run
         if after.state == RunState.SUCCEEDED:
-            token = self._done.get((after.key, before.attempt, before.worker))
+            token = self.done.get((after.key, before.attempt, before.worker))
             self.require(token is not None, 6, "a completion is that of the current attempt, by its worker", where)
             same = bytes(after.result) == token and after.attempt == before.attempt
             self.require(
@@ -389,7 +323,7 @@ class Referee:
         self.note("began", key, attempt, str(who))
         self.counts["starts"] += 1
         where = f"attempt {attempt} of {run.id} by {who}"
-        begun = self._began.setdefault(key, {})
+        begun = self.starts.setdefault(key, {})
         self.require(attempt not in begun, 31, "an attempt is started once", f"{where}, before by {begun.get(attempt)}")
         others = len(begun)
         begun[attempt] = who
@@ -406,9 +340,9 @@ class Referee:
     def finished(self, run: Run, token: bytes | None) -> None:
         """A task's code is over; with a token, it has succeeded."""
         self.going.pop((run.key, run.attempt), None)
-        self._over.add((run.key, run.attempt, run.worker))
+        self.over.add((run.key, run.attempt, run.worker))
         if token is not None:
-            self._done[run.key, run.attempt, run.worker] = token
+            self.done[run.key, run.attempt, run.worker] = token
 
     def cancel_acknowledged(self, key: RunKey) -> None:
         """A client was told that a cancel is under way or done."""
@@ -421,7 +355,7 @@ class Referee:
 
     def refused_a_creation(self, servicer: Any, spared: Sequence[str], since: int) -> None:
         """A client was told that no shard takes its job, by a servicer to which some have refused nothing."""
-        well = servicer.up and not servicer.frozen and self._froze.get(servicer, -1) < since
+        well = servicer.up and not servicer.frozen and self.thawed_at.get(servicer, -1) < since
         self.counts["creations refused"] += 1
         name = "a create without a key succeeds while one shard lives"
         self.require(not (well and spared), 38, name, f"{servicer} did not find {spared}")
@@ -430,7 +364,7 @@ class Referee:
 
     def _settle_grid(self, job_id: JobId, until: int) -> None:
         """Every instant between the definition and `until` must have a row."""
-        grid = self._grids.get(job_id)
+        grid = self.grids.get(job_id)
         if grid is None or grid.job.state != "active":
             return
         period = period_of(grid.job)
@@ -440,7 +374,7 @@ class Referee:
         while at < until:
             self.counts["owed"] += 1
             if (job_id, at) not in self.runs:
-                covered = any(job == job_id and low <= at <= high for job, low, high in self._spans)
+                covered = any(job == job_id and low <= at <= high for job, low, high in self.spans)
                 self.require(covered, 7, "every owed instant has a row", f"{grid.job.schedule} of {job_id} at {at}")
             at += period
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from typing import Final
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
 
-from duly.core.model import Job, Run, Term
+from duly.core.model import Job, JobId, Run, RunKey, Term
 
 SECOND: Final = 1_000_000
 LEAD: Final = 500_000
@@ -52,6 +55,75 @@ class OfShard(msgspec.Struct):
     term: Term | None = None  # `expires_at` in true time
     holders: dict[int, str] = {}
     leases: dict[str, int] = {}  # worker → true time
+
+
+class Record:
+    """What has happened, as the referee has seen it. `note` is called with everything that counts, in order."""
+
+    def __init__(self, stop: Callable[[], None], shards: Sequence[str] = ("s0",)) -> None:
+        """`stop` ends the world: an invariant was broken."""
+        self.stop = stop
+        self.broken: Violation | None = None
+        self.counts: Counter[str] = Counter()
+        self.jobs: dict[JobId, Job] = {}
+        self.acknowledged: set[JobId] = set()
+        self.runs: dict[RunKey, Known] = {}
+        self.hot: dict[RunKey, Known] = {}
+        self.true = 0
+        self.shards: dict[str, OfShard] = {name: OfShard(name) for name in shards}
+        self.on = next(iter(self.shards.values()))  # where the effect that is being judged took place
+        self.log: list[tuple[object, ...]] | None = None  # what goes into the trace, if it is to be read
+        self._digest = hashlib.blake2b(digest_size=12)
+        self.fired: set[RunKey] = set()
+        self.starts: dict[RunKey, dict[int, str]] = {}
+        self.over: set[tuple[RunKey, int, str]] = set()
+        self.done: dict[tuple[RunKey, int, str], bytes] = {}
+        self.grids: dict[JobId, Grid] = {}
+        self.spans: list[tuple[JobId, int, int]] = []  # summary records: job, from, until
+        self.homes: dict[JobId, str] = {}
+        self.left: dict[JobId, tuple[int, int]] = {}  # of the runs that were out lately: newest instant, true time
+        self.going: dict[tuple[RunKey, int], Any] = {}  # attempts whose code runs, and the process it runs in
+        self.thawed_at: dict[Any, int] = {}
+
+    # -- telling --------------------------------------------------------------------------------------------
+
+    def note(self, *event: object) -> None:
+        """Into the trace."""
+        self._digest.update(repr(event).encode())
+        if self.log is not None:
+            self.log.append((self.true, *event))
+
+    @property
+    def trace(self) -> str:
+        """What happened, as a hash."""
+        return self._digest.hexdigest()
+
+    def require(self, holds: bool, number: int, name: str, text: object) -> None:
+        """Raises Violation, and lets the world know: whoever it is raised into may be a task that nobody awaits."""
+        if not holds:
+            violation = Violation(number, name, str(text))
+            if self.broken is None:
+                self.broken = violation
+                self.stop()
+            raise violation
+
+    def died(self, life: Any) -> None:
+        """A process was killed, and with it what ran in it."""
+        for mark in [mark for mark, where in self.going.items() if where is life]:
+            del self.going[mark]
+
+    def froze(self, life: Any, monotonic: int) -> None:
+        """A process was frozen, or goes on."""
+        self.thawed_at[life] = monotonic
+
+    def clock_stepped(self, shard: str, monotonic: int) -> None:
+        """A shard's clock was set, at `monotonic` in true time."""
+        self.shards[shard].stepped_at = monotonic
+
+    @property
+    def unclear(self) -> bool:
+        """The shard's clock was set lately, so that decisions may come from before."""
+        return self.true - self.on.stepped_at < STEPPED
 
 
 def period_of(job: Job) -> int | None:

@@ -2,9 +2,10 @@
 
     0 ── grow ── STORMS: faults drawn by the seed ──────── heal ── CALM: no fault; everything must end ── judge
 
-The seed alone decides which faults this world has and how often (a random subset, random rates), who is killed,
-frozen or cut off and when, what clients ask for, how tasks end, and in which order ready callbacks run. A killed
-process is dropped where it stands: no cleanup code runs. `simulate` makes a world, lets it run, and forgets it.
+The seed alone decides what this world is made of (`shapes`), which faults it has and how often (a random subset,
+random rates), who is killed, frozen or cut off and when (`storm`), what clients ask for, how tasks end, and in which
+order ready callbacks run. A killed process is dropped where it stands: no cleanup code runs. `simulate` makes a world,
+lets it run, and forgets it.
 """
 
 from __future__ import annotations
