@@ -18,7 +18,7 @@ from simulation.world import simulate
 
 TESTS = Path(__file__).parent.parent
 CLEAN = 48  # seeds in the gate; `make soak` runs thousands
-BATCH = 12
+BATCH = 6
 
 # Each found something once, in a small world. What, is told by the commit that mended it.
 REGRESSIONS = (
@@ -43,7 +43,7 @@ OF_THE_RING = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(0, CLEAN, BATCH))
 def test_no_invariant_breaks_whatever_happens(first: int) -> None:
     """Crashes, freezes, partitions, lost and doubled messages, unknown outcomes, steps of clocks: all promises hold."""
@@ -51,14 +51,14 @@ def test_no_invariant_breaks_whatever_happens(first: int) -> None:
     assert [outcome.violation for outcome in swept.violations] == []
     assert swept.counts["firings"] > 100
     assert swept.counts["terms"] > BATCH
-    assert swept.faults["kills"] + swept.faults["freezes"] > 10
+    assert sum(swept.faults.values()) > 10 * BATCH
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_sweep_is_not_clean_for_want_of_trouble() -> None:
     """Every kind of fault, refusal, takeover and second attempt has happened somewhere in a few seeds."""
-    swept = sweep(range(200, 224))
+    swept = sweep(range(200, 216))
     assert swept.violations == []
     assert swept.missing() == []
 
@@ -87,7 +87,7 @@ def test_the_same_seed_is_the_same_world() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_is_caught(mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With one safeguard taken away, the referee notices within fifty seeds."""
