@@ -76,6 +76,13 @@ _offer(
 )
 
 _offer(
+    app,
+    "register",
+    register="register: Make the jobs of an app's scheduled functions, or bring them up to date, as workers do. | "
+    '{"items": [{"id", "function", "schedule"}]}',
+)
+
+_offer(
     _group("job", "Look at jobs, and change them. A job is named by its id, or its name if only one has it."),
     "job",
     list='list_jobs: List jobs. | {"items": [jobs], "next": cursor or null, "partial": …}',

@@ -105,6 +105,23 @@ def test_a_killed_cluster_leaves_nothing_and_starts_again(tmp_path: Path) -> Non
     other.stdout.close()
 
 
+@pytest.mark.timeout(120)
+def test_with_tokens_the_roles_have_one_of_their_own(tmp_path: Path) -> None:
+    """Strangers are refused, workers are not, and an app's jobs can be registered from outside."""
+    directory = tmp_path / "cluster"
+    duly = [sys.executable, "-m", "duly.cli"]
+    words = ["token", "create", "--dir", str(directory), "--scope", "submit", "--namespace", "default"]
+    token = subprocess.run([*duly, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    with running_cluster(directory, *SMALL, "--app", "cluster.ticking:app") as cluster:
+        assert httpx2.get(f"{cluster.url}/v1/jobs", trust_env=False).status_code == 401
+        with Duly(cluster.url, token=token) as client:
+            [tick] = until(lambda: client.jobs(name="tick").items, what="the job of the app's decorated function")
+            until(lambda: client.runs(job_id=tick.id, state="succeeded").items, what="a tick")
+        again = command(cluster, "register", "cluster.ticking:app", "--token", token, "--json")
+        assert again.returncode == 0, again.stderr
+        assert tick.id in again.stdout
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     """A role that cannot start says so in the cluster's own error, and nothing stays behind."""
     process = start(tmp_path / "cluster", (*SMALL, "--app", "no_such_module:app"))

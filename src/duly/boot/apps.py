@@ -11,11 +11,15 @@ from duly.tasks.registry import app_object
 log = logging.getLogger("duly.boot")
 
 
-async def register_apps(apps: Sequence[str], transport: Transport) -> None:
-    """For each app, given as MODULE:NAME, through a servicer. Several that do so at once do no harm."""
+async def register_apps(apps: Sequence[str], transport: Transport) -> list[tuple[str, str, str]]:
+    """For each app, given as MODULE:NAME, through a servicer. Several that do so at once do no harm.
+
+    Returns (job id, function, schedule) of each scheduled function.
+    """
     from duly.faces.client import Client
     from duly.faces.registration import register
 
+    made = []
     for spec in apps:
         app = app_object(spec)
         if isinstance(app, Client):
@@ -23,3 +27,5 @@ async def register_apps(apps: Sequence[str], transport: Transport) -> None:
                 job = await register(transport, registration)
                 if job is not None:
                     log.info("job %s of %s: %s", job.id, registration.name, job.schedule)
+                    made.append((job.id, registration.name, job.schedule))
+    return made

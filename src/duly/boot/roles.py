@@ -278,7 +278,8 @@ async def _register(settings: Settings, transport: Transport, clock: Clock) -> N
             return
         except DulyError as error:
             if error.status < 500 and error.status != 429:
-                log.error("the apps' jobs are not registered: %s", error)  # noqa: TRY400 - the reason says it all
+                advice = "`duly register` does it with a token of scope submit" if error.status == 403 else ""
+                log.error("the apps' jobs are not registered: %s %s", error, advice)  # noqa: TRY400 - says it all
                 return
             log.info("the apps' jobs are not registered yet: %s", error)
         await clock.sleep(pause)

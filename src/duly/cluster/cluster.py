@@ -90,6 +90,7 @@ class Cluster:
                 stores={shard.name: shard.url for shard in self.shards.values()},
                 nats=self._nats,
                 cluster_key=[self._identity.key],
+                token=self.home.roles_token(self._identity, self._clock.wall()) or self._settings.token,
             )
             await migrate(settings)
             await self._start_roles(settings, front)

@@ -20,6 +20,9 @@ import msgspec
 
 from duly.core.errors import Conflict, InvalidInput
 from duly.core.instants import format_duration
+from duly.core.tokens import KEY_ID_BYTES, SECRET_BYTES, Scope, token_key_id
+from duly.faces.tokens import FILE_NAME as TOKENS
+from duly.faces.tokens import create_token, list_tokens
 from duly.settings import Settings, durations
 
 
@@ -30,6 +33,7 @@ class Identity(msgspec.Struct, kw_only=True):
     password: str
     nats_password: str
     key: str  # signs messages between roles
+    token: str = ""  # of the roles among each other, once there are tokens
     leading: dict[str, str] = {}  # shard → which of its two servers takes writes
     in_step: list[str] = []  # shards whose standby has all that was acknowledged
 
@@ -72,6 +76,21 @@ class Home:
         if len(found.shards) != shards:
             raise InvalidInput.at("/shards", f"{self.directory} was made with {len(found.shards)} shards, not {shards}")
         return found
+
+    def roles_token(self, identity: Identity, now: int) -> str | None:
+        """What roles show to servicers: a token of their own, once anybody needs one here; else None."""
+        path = self.directory / TOKENS
+        usable = {record.id for record in list_tokens(path) if record.usable(now)}
+        if not usable:
+            return None
+        if not identity.token or token_key_id(identity.token) not in usable:
+            entropy = secrets.token_bytes(KEY_ID_BYTES + SECRET_BYTES)
+            note = "the roles of duly cluster"
+            identity.token, _ = create_token(
+                path, entropy=entropy, scope=Scope.ADMIN, namespaces=("*",), now=now, note=note
+            )
+            self.keep(identity)
+        return identity.token
 
     def keep(self, identity: Identity) -> None:
         """Write it, durably."""
