@@ -156,6 +156,26 @@ async def test_a_slow_round_trip_is_not_taken_for_a_step(
     assert shift() == (0, 0)
 
 
+@pytest.mark.parametrize(("there", "back"), [(800_000, 0), (0, 800_000)])
+async def test_a_first_look_over_a_slow_link_is_no_reason_to_see_a_step_later(
+    store: PostgresStore, clock: DatabaseClock, monkeypatch: pytest.MonkeyPatch, there: int, back: int
+) -> None:
+    """It tells little of the clock; what later looks tell better is not taken for a step."""
+    link = SlowLink(clock, monkeypatch)
+    link.there, link.back = there, back
+    await store.now()
+    link.there = link.back = 0
+    for _ in range(3):
+        assert (await store.hold("s0", "me", TTL)).fence == 1
+        await clock.advance(SECOND)
+        await store.now()
+    assert shift() == (0, 0)
+    clock.skew += HOUR
+    assert (await store.hold("s0", "other", TTL)).owner == "me"
+    [(_, moved)] = [shift()]
+    assert abs(moved - HOUR) < 1_000
+
+
 async def test_round_trips_that_are_too_slow_to_judge_by_are_unavailable(
     store: PostgresStore, clock: DatabaseClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

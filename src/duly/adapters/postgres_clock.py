@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from duly.adapters.postgres_pool import LookAgain, Pool, Row
 from duly.adapters.sql import statements
@@ -32,16 +32,37 @@ MAX_SLACK: Final = 2 * SECOND  # µs of slow round trips that a lease is still j
 TRIES: Final = 6
 
 
+class Bounds(NamedTuple):
+    """Where a difference of two clocks lies, as far as a round trip tells."""
+
+    low: int
+    high: int
+
+    @property
+    def middle(self) -> int:
+        """The best guess."""
+        return (self.low + self.high) // 2
+
+    def widened(self, by: int) -> Bounds:
+        """As time has passed."""
+        return Bounds(self.low - by, self.high + by)
+
+    def overlap(self, other: Bounds) -> Bounds | None:
+        """What both say, None if they contradict each other."""
+        low, high = max(self.low, other.low), min(self.high, other.high)
+        return Bounds(low, high) if low <= high else None
+
+
 class ShardClock:
     """What one node knows of the clock of one shard."""
 
     def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
-        self._low = self._high = 0  # bounds of the server's clock less this node's monotonic one
+        self._offset = Bounds(0, 0)  # of the server's clock less this node's monotonic one
         self._measured_at: int | None = None
         self._measuring: asyncio.Task[None] | None = None
-        self._anchor = 0  # lease time less this node's monotonic clock
+        self._anchor = Bounds(0, 0)  # of lease time less this node's monotonic clock
         self._generation = -1
         self.shift = 0  # the server's clock less lease time
 
@@ -53,7 +74,7 @@ class ShardClock:
             measuring = self._measure()
             if age >= FRESH:
                 await asyncio.shield(measuring)
-        return (self._low + self._high) // 2 + self._clock.monotonic()
+        return self._offset.middle + self._clock.monotonic()
 
     def _measure(self) -> asyncio.Task[None]:
         if self._measuring is None or self._measuring.done():
@@ -81,7 +102,12 @@ class ShardClock:
     def expectation(self) -> tuple[int, int, int]:
         """(generation, lease time, this node's monotonic clock) as this node believes they are now."""
         at = self._clock.monotonic()
-        return self._generation, self._anchor + at, at
+        return self._generation, self._anchor.middle + at, at
+
+    @property
+    def uncertainty(self) -> int:
+        """µs by which the lease time that is expected may be wrong."""
+        return (self._anchor.high - self._anchor.low) // 2
 
     # -- measuring ------------------------------------------------------------------------------------------
 
@@ -91,9 +117,11 @@ class ShardClock:
             before = self._clock.monotonic()
             [(at, generation, shift)] = await self._pool.read(SQL["clock"], urgent=True)
             after = self._clock.monotonic()
-            since = 0 if self._measured_at is None else after - self._measured_at
-            self._bound(at - after, at - before, after)
-            step = await self._step(at - shift, generation, before, after, since)
+            drift = 0 if self._measured_at is None else DRIFT * (after - self._measured_at) // SECOND + 1
+            offset = Bounds(at - after, at - before)
+            known = None if self._measured_at is None else self._offset.widened(drift).overlap(offset)
+            self._offset, self._measured_at = known or offset, after  # if it has stepped, what was known is void
+            step = await self._step(Bounds(offset.low - shift, offset.high - shift), at - shift, generation, drift)
             self.shift = shift
             if not step:
                 return
@@ -106,17 +134,8 @@ class ShardClock:
         except OutcomeUnknown as problem:  # the next look tells
             raise Unavailable(str(problem)) from problem
 
-    def _bound(self, low: int, high: int, at: int) -> None:
-        if self._measured_at is not None:
-            drift = DRIFT * (at - self._measured_at) // SECOND + 1
-            was_low, was_high = self._low - drift, self._high + drift
-            if was_low <= high and low <= was_high:  # else it has stepped, and what was known is void
-                low, high = max(low, was_low), min(high, was_high)
-        self._low, self._high, self._measured_at = low, high, at
-
-    async def _step(self, lease_time: int, generation: int, before: int, after: int, since: int) -> int:
+    async def _step(self, anchor: Bounds, lease_time: int, generation: int, drift: int) -> int:
         """By how much the server's clock has stepped and nobody has taken it up; 0 for not at all."""
-        anchor = lease_time - (before + after) // 2
         if self._generation < 0:
             # A heartbeat from the future: the clock went back while no node was looking.
             [(latest,)] = await self._pool.read(SQL["latest_beat"], urgent=True)
@@ -125,11 +144,16 @@ class ShardClock:
         if generation != self._generation:
             self._anchor, self._generation = anchor, generation
             return 0
-        low, high = lease_time - after - self._anchor, lease_time - before - self._anchor
-        if low > STEP or high < -STEP:
-            return anchor - self._anchor
-        drift = DRIFT * since // SECOND  # small differences are followed, steps that add up are not
-        self._anchor += min(max(low, 0), drift) + max(min(high, 0), -drift)
+        overlap = self._anchor.widened(drift).overlap(anchor)
+        if overlap is not None:
+            self._anchor = overlap
+            return 0
+        apart = max(anchor.low - self._anchor.high, self._anchor.low - anchor.high)
+        if apart > STEP:
+            return anchor.middle - self._anchor.middle
+        # Small steps add up; they are followed no faster than a drift would be.
+        by = min(apart, drift) if anchor.low > self._anchor.high else -min(apart, drift)
+        self._anchor = Bounds(self._anchor.low + by, self._anchor.high + by)
         return 0
 
     async def close(self) -> None:
@@ -149,7 +173,7 @@ class _Expecting:
 
     def args(self) -> Sequence[object]:
         generation, expected, self.at = self._clock.expectation()
-        return (generation, expected, self._slack, *self._rest)
+        return (generation, expected, self._slack + self._clock.uncertainty, *self._rest)
 
 
 def _heard(task: asyncio.Task[None]) -> None:
