@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -113,6 +114,16 @@ async def test_each_run_is_counted_once_from_history_reports_and_other_servicers
     assert headline.max_ms == 2000
     assert headline.p50_ms is not None
     assert 0.9 < headline.p50_ms < 1.1
+
+
+async def test_two_who_look_first_at_once_count_once(watch: Watch) -> None:
+    """The history is read by one of them."""
+    now = await watch.store.now()
+    one = job(now)
+    await watch.add(one, [ended(one, now - (2 + place) * MINUTE) for place in range(5)])
+    await watch.servicer.start()
+    looked = await asyncio.gather(*(watch.servicer.headline() for _ in range(5)))
+    assert [headline.runs for headline in looked] == [5] * 5
 
 
 async def test_the_strip_shows_the_worst_rows_first(watch: Watch) -> None:

@@ -76,13 +76,18 @@ class OverviewDesk(RunDesk):
         self.punctuality = Punctuality()
         self.forecaster = Forecaster(self._store, self._clock)
         self._learning: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()  # two who look at once must not count the same history twice
         self._looked_at = -REFRESH
         self._never: tuple[Run, ...] = ()
         self._never_jobs: dict[JobId, Job] = {}
         self.event_log.witness = self._witness
 
     async def _begin_overview(self) -> None:
-        self.punctuality.since = self.punctuality.known_from = await self._store.now()
+        try:
+            now = await self._store.now()
+        except DulyError:
+            now = self._clock.wall()  # no shard answers yet; that is no reason not to start
+        self.punctuality.since = self.punctuality.known_from = now
 
     async def _end_overview(self) -> None:
         if self._learning is not None:
@@ -96,6 +101,10 @@ class OverviewDesk(RunDesk):
 
     async def _look(self) -> int:
         """Bring the memory up to date; the shards' now."""
+        async with self._looking:
+            return await self._bring_up_to_date()
+
+    async def _bring_up_to_date(self) -> int:
         now = await self._store.now()
         if self._learning is None:
             cursor = await self._learn_page(now, None)
