@@ -8,6 +8,9 @@ through HAProxy, where that is installed.
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +149,11 @@ def hurt_each_part(hurt: Hurt) -> None:
     created = [hurt.duly.create(argv=["/bin/true"], schedule="now", name=f"meanwhile {n}") for n in range(PROBES)]
     until(lambda: len(hurt.duly.runs(state="succeeded", limit=1).items) == 1, what="a list without the shard")
     assert hurt.duly.jobs(q="meanwhile").partial
+    doctor = [sys.executable, "-m", "duly.cli", "doctor", "--json", "--server", cluster.url]
+    told = json.loads(subprocess.run(doctor, capture_output=True, check=False, timeout=60).stdout)["items"]
+    ill = {item["check"]: item["advice"] for item in told if item["status"] == "failed"}
+    assert list(ill) == ["shard s1"], told
+    assert "database" in ill["shard s1"]
     cluster.ask("start", "s1")
     hurt.goes_on("a shard came back")
     assert len(created) == PROBES
