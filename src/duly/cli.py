@@ -144,6 +144,12 @@ _offer(
 )
 _offer(
     app,
+    "top",
+    top="top: Watch what runs, what is due, what was late, and the workers. | "
+    '{"at", "stats", "running": [{"job", "run"}], "due", "overdue", "late", "workers", "shards"}, one look',
+)
+_offer(
+    app,
     "doctor",
     doctor="doctor: Check this installation and the server, and say what to do. | "
     '{"items": [{"check", "status": "ok|warning|failed", "detail", "advice"}]}. Ends with 1 if a check failed.',

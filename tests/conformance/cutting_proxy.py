@@ -21,9 +21,16 @@ class CuttingProxy:
         self.lose_answer_to: Chosen | None = None
         self.lose: Chosen | None = None
         self.cuts = 0
+        self._open: set[asyncio.StreamWriter] = set()
+
+    def cut(self) -> None:
+        """Break every connection off, now."""
+        for writer in self._open:
+            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        self._open.add(writer)
         up_reader, up_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
         answer_lost = False
 
@@ -51,6 +58,7 @@ class CuttingProxy:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.cuts += 1
+            self._open.discard(writer)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from duly.core.errors import InvalidInput
@@ -11,7 +13,21 @@ if TYPE_CHECKING:
     from duly.bench.measure import Figure
 
 
-def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = (), cluster: bool = False) -> int:
+Watch = Callable[[str], AbstractContextManager[Callable[[str], None]]]  # what is done → a place to tell how it goes
+
+
+def _unwatched(_: str) -> AbstractContextManager[Callable[[str], None]]:
+    return nullcontext(lambda text: None)
+
+
+def main(
+    *,
+    quick: bool = False,
+    json: bool = False,
+    only: tuple[str, ...] = (),
+    cluster: bool = False,
+    watch: Watch = _unwatched,
+) -> int:
     """Run the benchmark, of an embedded duly or of a cluster. Exit status 0; InvalidInput for an unknown row."""
     import msgspec
     from rich.console import Console
@@ -29,14 +45,12 @@ def main(*, quick: bool = False, json: bool = False, only: tuple[str, ...] = (),
     if unknown:
         raise InvalidInput.at("/only", f"{unknown[0]!r} is not one of {', '.join(choices)}")
     machine = suite.Machine.here()
-    progress = Console(stderr=True)
-    told = progress.is_terminal
+    with watch("measuring") as tell:
 
-    def each(figure: Figure) -> None:
-        if told:
-            progress.print(f"[dim]{figure.name}: {figure.value:,.3f} {figure.unit}[/dim]")
+        def each(figure: Figure) -> None:
+            tell(f"{figure.name}: {figure.value:,.3f} {figure.unit}")
 
-    found = suite.run(only, quick=quick, each=each, figures=figures)
+        found = suite.run(only, quick=quick, each=each, figures=figures)
     if json:
         document = {"machine": machine, "quick": quick, "cluster": cluster, "figures": found}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")

@@ -18,5 +18,6 @@ def bench(
 ) -> int:
     """Measure lateness and throughput on this machine."""
     from duly.bench import main
+    from duly.commands.progress import working
 
-    return main(quick=quick, only=only, json=json, cluster=cluster)
+    return main(quick=quick, only=only, json=json, cluster=cluster, watch=working)

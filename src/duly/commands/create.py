@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from duly.commands.connection import Connection, pairs, usage
 from duly.commands.exits import run_exit
 from duly.commands.flags import JobFlags
+from duly.commands.progress import uploading
 from duly.commands.terminal import note, put, put_json, short_time, warn
 from duly.core.instants import parse_instant
 from duly.core.model import JobId, run_id
@@ -62,7 +63,13 @@ def create(
     else:
         task = _command(words, program=program, inputs=input, env=env, stdin=stdin)
     with connection.client() as client:
-        job = client.create(schedule=schedule, key=key, **task, **flags.options())
+        files = [Path(file) for file in ([task["code"]] if "code" in task else []) + [*task.get("inputs", {}).values()]]
+        with uploading(files) as source:
+            if "code" in task:
+                task["code"] = source(Path(task["code"]))
+            if "inputs" in task:
+                task["inputs"] = {name: source(Path(file)) for name, file in task["inputs"].items()}
+            job = client.create(schedule=schedule, key=key, **task, **flags.options())
         if wait or wait_timeout is not None:
             return _wait(client, job, wait_timeout, as_json=connection.json)
     if connection.json:

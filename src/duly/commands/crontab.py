@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from duly.commands.connection import Connection, pairs, usage
 from duly.commands.exits import FAILED
+from duly.commands.progress import counting
 from duly.commands.terminal import note, put_json, table
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def import_crontab(
     if dry_run:
         items = [_document(entry, next_run_at=_next(entry)) for entry in crontab.entries]
     else:
-        with connection.client() as client:
+        with connection.client() as client, counting("importing", len(crontab.entries)) as made:
             for entry in crontab.entries:
+                made(1)
                 job = entry.job(labels)
                 view = client.create(key=entry.key, task=job.pop("task"), schedule=job.pop("schedule"), **job)
                 items.append(_document(entry, next_run_at=view.next_run_at, id=view.id, state=view.state))

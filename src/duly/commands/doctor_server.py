@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from duly.commands.doctor import Finding
 from duly.commands.exits import advice_for
 from duly.core.errors import DulyError, Forbidden, InvalidInput, Unauthenticated
+from duly.core.instants import SECOND, parse_instant
 from duly.version import __version__
 
 if TYPE_CHECKING:
@@ -69,13 +70,10 @@ def _refused(error: DulyError, settings: Settings) -> Finding:
 
 def _clock(client: Client) -> Finding:
     from duly.adapters.system_clock import SystemClock
-    from duly.faces.http_transport import HttpTransport
 
-    transport = client.aio.transport
-    assert isinstance(transport, HttpTransport)
     before = SystemClock().wall() / 1_000_000
     try:
-        theirs = client.thread.wait(transport.server_time())
+        theirs = _server_time(client)
     except DulyError as error:
         return Finding("clock", "warning", error.detail, "try again; look at the server's log")
     after = SystemClock().wall() / 1_000_000
@@ -89,12 +87,26 @@ def _clock(client: Client) -> Finding:
     return Finding("clock", "ok", "agrees with the server's to the second")
 
 
+def _server_time(client: Client) -> float | None:
+    from duly.faces.http_transport import HttpTransport
+
+    transport = client.aio.transport
+    assert isinstance(transport, HttpTransport)
+    return client.thread.wait(transport.server_time())
+
+
+def _holds(expires_at: str, now: float | None) -> bool:
+    """A term that ended a few seconds ago is nobody's; the server's time is known to the second."""
+    return now is None or parse_instant(expires_at) / SECOND > now - 2
+
+
 def _fleet(client: Client) -> Iterator[Finding]:
     try:
         yield from _workers(client)
+        now = _server_time(client)
         for shard in client.shards():
             up = shard.state == "up"
-            held = up and shard.term is not None
+            held = up and shard.term is not None and _holds(shard.term.expires_at, now)
             advice = "start a scheduler for it: duly scheduler" if up else "bring its database back; the rest goes on"
             yield Finding(
                 f"shard {shard.name}",

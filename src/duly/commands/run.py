@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from duly.commands.connection import Connection, find_job, find_run, usage
 from duly.commands.exits import run_exit
-from duly.commands.terminal import fields, milliseconds, note, put, put_json, short_time, table
+from duly.commands.follow import followed
+from duly.commands.terminal import fields, milliseconds, note, put, put_json, put_log, short_time, table
 from duly.core.contract import RunStateName, RunView
 from duly.core.errors import Conflict, InvalidInput
 
@@ -134,17 +135,16 @@ def log(
     attempt: Annotated[int | None, Parameter(help="Which attempt; the last one by default.")] = None,
     connection: Connection = _HERE,
 ) -> None:
-    """Print what a run has written; with -f its stderr comes on stderr."""
+    """Print what a run has written; with -f its stderr comes on stderr. A terminal is shown text and colours only."""
     with connection.client() as client:
         run_id = find_run(client, run)
         if follow:
-            for piece in client.follow_log(run_id, stream=stream, attempt=attempt):
-                if connection.json:
+            pieces = followed(client, run_id, stream=stream, attempt=attempt)
+            if connection.json:
+                for piece in pieces:
                     put_json({"stream": piece.stream, "text": piece.data.decode(errors="replace")})
-                else:
-                    out = sys.stderr if piece.stream == "stderr" and stream == "all" else sys.stdout
-                    out.buffer.write(piece.data)
-                    out.buffer.flush()
+            else:
+                put_log((piece.stream == "stderr" and stream == "all", piece.data) for piece in pieces)
         elif connection.json:
             streams: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
             for name in streams if stream == "all" else (stream,):
@@ -152,9 +152,7 @@ def log(
                 if text:
                     put_json({"stream": name, "text": text})
         else:
-            for data in client.read_log(run_id, stream=stream, attempt=attempt):
-                sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            put_log((False, data) for data in client.read_log(run_id, stream=stream, attempt=attempt))
 
 
 def output(

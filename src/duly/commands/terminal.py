@@ -8,7 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
+from duly.commands.shown import ColouredText, plain
+
 WHOLE: Final = frozenset({"ID", "JOB", "STATE", "NEXT", "SCHEDULED", "UTC", "LOCAL"})  # columns that are not broken
+
+READABLE: Final = 12  # letters, to which other columns may shrink
 
 
 def put_json(value: Any) -> None:
@@ -21,6 +25,21 @@ def put_json(value: Any) -> None:
 def put(text: str) -> None:
     """A line on stdout."""
     sys.stdout.write(text + "\n")
+
+
+def put_log(pieces: Iterable[tuple[bool, bytes]]) -> None:
+    """Bytes of a log as they come, (to stderr, bytes) each: all of them to a pipe, text and colours to a terminal."""
+    screens = {out: ColouredText() for out in (sys.stdout, sys.stderr) if out.isatty()}
+    try:
+        for to_stderr, data in pieces:
+            out = sys.stderr if to_stderr else sys.stdout
+            screen = screens.get(out)
+            out.buffer.write(data if screen is None else screen.feed(data))
+            out.buffer.flush()
+    finally:
+        for out, screen in screens.items():
+            out.buffer.write(screen.end())
+            out.buffer.flush()
 
 
 def note(text: str) -> None:
@@ -50,11 +69,35 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
     from rich.table import Column, Table
     from rich.text import Text
 
+    console = Console()
+    cells = [[plain(cell) for cell in row] for row in cells]
+    if _least_width(columns, cells) > console.width:
+        _records(columns, cells)
+        return
     heads = [Column(name, no_wrap=name in WHOLE) for name in columns]
     shown = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in cells:
         shown.add_row(*(Text(cell) for cell in row))
-    Console().print(shown)
+    console.print(shown)
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The narrowest table in which whole columns stay whole and the others can still be read."""
+    widths = [max(len(name), *(len(row[index]) for row in rows)) for index, name in enumerate(columns)]
+    return sum(
+        width if name in WHOLE else min(width, READABLE) for name, width in zip(columns, widths, strict=True)
+    ) + len(columns)
+
+
+def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A block of lines for each row, on a terminal that is too narrow for a table."""
+    width = max(map(len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            put("")
+        for name, cell in zip(columns, row, strict=True):
+            if cell:
+                put(f"{name.lower():<{width}}  {cell}")
 
 
 def fields(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -62,7 +105,7 @@ def fields(pairs: Iterable[tuple[str, Any]]) -> None:
     found = [(name, value) for name, value in pairs if value not in (None, "", [], {}, ())]
     width = max((len(name) for name, _ in found), default=0) if sys.stdout.isatty() else 0
     for name, value in found:
-        put(f"{name:<{width}}  {_text(value)}" if width else f"{name}\t{_text(value)}")
+        put(f"{name:<{width}}  {plain(_text(value))}" if width else f"{name}\t{_text(value)}")
 
 
 def _text(value: Any) -> str:

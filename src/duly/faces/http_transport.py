@@ -147,6 +147,7 @@ class HttpTransport:
                 return
             if event.event in ("stdout", "stderr"):
                 yield LogPiece(stream=event.event, data=event.data.encode())
+        raise OutcomeUnknown("the server ended the stream before the log ended")
 
     # -- the rest -------------------------------------------------------------------------------------------
 

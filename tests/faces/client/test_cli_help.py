@@ -11,9 +11,10 @@ from duly.cli import app, run
 
 HEAVY = ("httpx2", "starlette", "apsw", "structlog", "uvicorn", "obstore", "prometheus_client", "msgspec", "asyncio")
 COMMANDS = [
-    *("up", "migrate", "create", "doctor", "bench", "completion", "config show", "crontab import"),
+    *("up", "migrate", "create", "top", "doctor", "bench", "completion", "config show", "crontab import"),
     *(f"job {verb}" for verb in ("list", "show", "update", "delete", "pause", "resume", "trigger", "next")),
     *(f"run {verb}" for verb in ("list", "show", "cancel", "retry", "log", "output", "explain")),
+    *("webhook list", "webhook secret", "webhook test"),
     *("schedule preview", "token create", "token list", "token revoke"),
 ]
 

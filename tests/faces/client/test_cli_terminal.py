@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from duly.commands import terminal
+from duly.commands.shown import ColouredText
 
 IDS = ("0197aaaa-0000-7000-8000-000000000000", "0197bbbb-0000-7000-8000-000000000000")
 
@@ -40,3 +41,43 @@ def test_fields_leave_out_what_is_empty(capsys: pytest.CaptureFixture[str]) -> N
     """Names and values, a line each."""
     terminal.fields([("id", "x"), ("labels", {"a": "b"}), ("none", None), ("empty", []), ("files", ["a", "b"])])
     assert capsys.readouterr().out == "id\tx\nlabels\ta=b\nfiles\ta, b\n"
+
+
+def test_a_narrow_terminal_gets_blocks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where whole columns would not fit: a line for each cell, nothing cut; control characters are only marked."""
+    for name, value in (("COLUMNS", "40"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    terminal.table(("ID", "STATE", "WHY"), [(IDS[0], "failed", "x\x1b]0;title\x07"), (IDS[1], "lost", None)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"id     {IDS[0]}",
+        "state  failed",
+        "why    x\ufffd]0;title\ufffd",
+        "",
+        f"id     {IDS[1]}",
+        "state  lost",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (b"plain\ttext\r\n", b"plain\ttext\r\n"),
+        (b"\x1b[1;31mred\x1b[0m", b"\x1b[1;31mred\x1b[0m"),
+        (b"\x1b[31mred", b"\x1b[31mred\x1b[0m"),
+        (b"a\x1b[2Jb\x1b[10;10Hc\x1b[?1049hd", b"abcd"),
+        (b"a\x1b]0;owned\x07b\x1b]52;c;cm0gLXJm\x1b\\c", b"abc"),
+        (b"a\x1bPq#0\x1b\\b\x1bcc", b"abc"),
+        (b"a\x07\x08\x00b\xc2\x9bJc", b"abJc"),
+        ("né\U0001f40d".encode(), "né\U0001f40d".encode()),
+        (b"\xff\xfe", "\ufffd\ufffd".encode()),
+        (b"a\x1b[" + b"1;" * 100 + b"mb", b"ab"),
+        (b"a\x1b[31\nb", b"a\nb"),
+    ],
+)
+def test_a_log_cannot_command_the_terminal(written: bytes, shown: bytes) -> None:
+    """Text and colours pass, however the bytes are cut; all else is left out."""
+    whole = ColouredText()
+    assert whole.feed(written) + whole.end() == shown
+    each = ColouredText()
+    assert b"".join(each.feed(bytes([byte])) for byte in written) + each.end() == shown

@@ -1,0 +1,98 @@
+"""Progress on stderr, for people: a bar on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Advance = Callable[[int], None]
+
+
+def _unseen(_: int) -> None:
+    """Nobody looks."""
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Advance]:
+    """A bar of `total` things; call what is given with how many more are done."""
+    if not sys.stderr.isatty():
+        yield _unseen
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda more: progress.advance(task, more)
+
+
+@contextmanager
+def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
+    """A bar of the bytes of these files; gives what to upload instead of a path, so that the bar sees it read."""
+    if not sys.stderr.isatty():
+        yield str
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    files: list[_SeenFile] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=_console(), transient=True) as progress:
+        task = progress.add_task("uploading", total=sum(path.stat().st_size for path in paths))
+
+        def seen() -> None:
+            progress.update(task, completed=sum(file.furthest for file in files))
+
+        def opened(path: Path) -> _SeenFile:
+            file = _SeenFile(path, seen)
+            files.append(file)
+            return file
+
+        try:
+            yield opened
+        finally:
+            for file in files:
+                file.close()
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """For work of an unknown length: the time that went by, and what was done last."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=_console(), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def tell(text: str) -> None:
+            progress.update(task, description=text)
+
+        yield tell
+
+
+class _SeenFile(io.FileIO):
+    """A file that tells how far it was read."""
+
+    def __init__(self, path: Path, seen: Callable[[], None]) -> None:
+        super().__init__(path)
+        self.furthest = 0
+        self._seen = seen
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file; a second reading after a broken upload does not count again."""
+        data = super().read(-1 if size is None else size)
+        self.furthest = max(self.furthest, self.tell())
+        self._seen()
+        return data or b""
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
