@@ -72,6 +72,14 @@ async def test_the_pause_before_a_restart_grows(make: Make, tmp_path: Path) -> N
     assert CLOCK.monotonic() - began >= (100 + 200) * MILLISECOND
 
 
+async def test_one_that_cannot_be_started_says_why(make: Make) -> None:
+    """As one that ends at once."""
+    it = make("pass", folder=Path("/no/such/folder"))
+    it.start()
+    with pytest.raises(Unavailable, match="/no/such/folder"):
+        await it.ready(30 * SECOND)
+
+
 async def test_a_stopped_one_stays_down_until_it_is_started(make: Make) -> None:
     """Stopping is asking; the same one can be started again."""
     it = make(SAYS + "signal.pause()")

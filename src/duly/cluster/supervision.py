@@ -34,6 +34,7 @@ log = logging.getLogger("duly.cluster")
 FIRST_PAUSE: Final = 100 * MILLISECOND
 LAST_PAUSE: Final = 5 * SECOND
 HOPELESS: Final = 3  # lives without becoming ready, after which who waits for that is told
+NOT_STARTED: Final = 127
 USAGE: Final = 2  # exit code of a role whose settings are wrong: another life will not help
 STEADY: Final = 10 * SECOND  # whoever has lived this long is restarted without a pause to speak of
 LOOK: Final = 20 * MILLISECOND  # between two looks at what only a file tells
@@ -173,7 +174,12 @@ class Supervised:
         """From its start to its end; its exit status."""
         program = self._lived = self._program()
         loop = asyncio.get_running_loop()
-        process = self._process = launch(program)
+        try:
+            process = self._process = launch(program)
+        except OSError as problem:  # its folder, or Python itself, is out of this account's reach
+            with program.log.open("a") as output:
+                output.write(f"not started: {problem}\n")
+            return NOT_STARTED
         self.pid = process.pid
         self._over.clear()
         self._was_up = False
