@@ -144,6 +144,21 @@ async def test_the_shortest_round_trip_counts(
     assert abs(await store.now() - clock.wall()) <= 1_300  # 200 µs of round trip, and the drift of two seconds
 
 
+async def test_the_time_that_a_connection_takes_is_not_counted(
+    store: PostgresStore, clock: DatabaseClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is waiting for one: the question is dated when it is asked."""
+    acquire = Pool._acquire
+
+    async def slow(pool: Pool) -> Any:
+        await clock.advance(50_000)
+        return await acquire(pool)
+
+    monkeypatch.setattr(Pool, "_acquire", slow)
+    assert await store.now() == clock.wall()
+    assert (await store.beat("s0", worker(W1), TTL)).beat_at == clock.wall()
+
+
 async def test_a_slow_round_trip_is_not_taken_for_a_step(
     store: PostgresStore, clock: DatabaseClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

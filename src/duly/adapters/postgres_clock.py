@@ -53,6 +53,14 @@ class Bounds(NamedTuple):
         return Bounds(low, high) if low <= high else None
 
 
+class _Sample(NamedTuple):
+    anchor: Bounds  # where lease time less this node's monotonic clock lies
+    lease_time: int
+    generation: int
+    shift: int
+    drift: int  # by which the clocks may have parted since the sample before
+
+
 class ShardClock:
     """What one node knows of the clock of one shard."""
 
@@ -113,19 +121,32 @@ class ShardClock:
 
     async def _look(self) -> None:
         """Measure the offset, and take up a step of the server's clock if there was one."""
+        if self._measured_at is None:
+            await self._sample()  # over a connection that is new: the next one is faster
         for _ in range(TRIES):
-            before = self._clock.monotonic()
-            [(at, generation, shift)] = await self._pool.read(SQL["clock"], urgent=True)
-            after = self._clock.monotonic()
-            drift = 0 if self._measured_at is None else DRIFT * (after - self._measured_at) // SECOND + 1
-            offset = Bounds(at - after, at - before)
-            known = None if self._measured_at is None else self._offset.widened(drift).overlap(offset)
-            self._offset, self._measured_at = known or offset, after  # if it has stepped, what was known is void
-            step = await self._step(Bounds(offset.low - shift, offset.high - shift), at - shift, generation, drift)
-            self.shift = shift
+            sample = await self._sample()
+            step = await self._step(sample)
+            self.shift = sample.shift
             if not step:
                 return
-            await self._take_up(generation, step)
+            await self._take_up(sample.generation, step)
+
+    async def _sample(self) -> _Sample:
+        """Ask the server for its clock once, and learn from it where the offset lies."""
+        before = self._clock.monotonic()
+
+        def asking() -> Sequence[object]:
+            nonlocal before
+            before = self._clock.monotonic()  # once there is a connection
+            return ()
+
+        [(at, generation, shift)] = await self._pool.judge(SQL["clock"], asking, writes=False)
+        after = self._clock.monotonic()
+        drift = 0 if self._measured_at is None else DRIFT * (after - self._measured_at) // SECOND + 1
+        offset = Bounds(at - after, at - before)
+        known = None if self._measured_at is None else self._offset.widened(drift).overlap(offset)
+        self._offset, self._measured_at = known or offset, after  # if it has stepped, what was known is void
+        return _Sample(Bounds(offset.low - shift, offset.high - shift), at - shift, generation, shift, drift)
 
     async def _take_up(self, generation: int, step: int) -> None:
         """If another node was first, this changes nothing, and the next look sees what that one did."""
@@ -134,8 +155,9 @@ class ShardClock:
         except OutcomeUnknown as problem:  # the next look tells
             raise Unavailable(str(problem)) from problem
 
-    async def _step(self, anchor: Bounds, lease_time: int, generation: int, drift: int) -> int:
+    async def _step(self, sample: _Sample) -> int:
         """By how much the server's clock has stepped and nobody has taken it up; 0 for not at all."""
+        anchor, lease_time, generation, _, drift = sample
         if self._generation < 0:
             # A heartbeat from the future: the clock went back while no node was looking.
             [(latest,)] = await self._pool.read(SQL["latest_beat"], urgent=True)

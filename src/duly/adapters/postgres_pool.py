@@ -122,9 +122,9 @@ class Pool:
         """The rows of one statement that is a transaction by itself; carried out again after a deadlock."""
         return await self._statement(sql, lambda: args, writes=True, urgent=False, within=within)
 
-    async def judge(self, sql: str, args: Callable[[], Sequence[object]]) -> list[Row]:
-        """As `write`, ahead of others, with arguments that are made once there is a connection."""
-        return await self._statement(sql, args, writes=True, urgent=True, within=ANSWER_WITHIN)
+    async def judge(self, sql: str, args: Callable[[], Sequence[object]], *, writes: bool = True) -> list[Row]:
+        """As `write` (or `read`), ahead of others, with arguments that are made once there is a connection."""
+        return await self._statement(sql, args, writes=writes, urgent=True, within=ANSWER_WITHIN)
 
     async def _statement(
         self, sql: str, args: Callable[[], Sequence[object]], *, writes: bool, urgent: bool, within: float
