@@ -64,16 +64,17 @@ class LoopThread:
 
     def each(self, items: AsyncIterator[T]) -> Iterator[T]:
         """The items of an asynchronous iterator, which runs there; closing this closes it."""
+        busy = asyncio.Lock()  # after a Ctrl-C the interrupted step unwinds there, before the rest is closed
         try:
             while True:
-                item = self.wait(_next(items))
+                item = self.wait(_next(items, busy))
                 if item is _END:
                     return
                 yield item  # type: ignore[misc]  # mypy does not see that _END has gone
         finally:
             close = getattr(items, "aclose", None)
             if close is not None:
-                self.wait(_run(close))
+                self.wait(_run(close, busy))
 
     def close(self) -> None:
         """Stops the loop and ends the thread; what was still running there is cancelled."""
@@ -98,9 +99,11 @@ class LoopThread:
             loop.close()
 
 
-async def _next(items: AsyncIterator[T]) -> T | object:
-    return await anext(items, _END)
+async def _next(items: AsyncIterator[T], busy: asyncio.Lock) -> T | object:
+    async with busy:
+        return await anext(items, _END)
 
 
-async def _run(close: Any) -> None:
-    await close()
+async def _run(close: Any, busy: asyncio.Lock) -> None:
+    async with busy:
+        await close()
