@@ -3,6 +3,7 @@
 # make check  the gate: format, lint, types, layers, tests (CI runs exactly this)
 # make soak   the long versions of what the gate cuts short; each prints its own report
 # make versus duly beside its peers (bench/versus/README.md); 20 to 30 minutes
+# make docs   the references in docs/reference, written anew from what they describe
 # Each target does its own set-up in .venv; only Python >= 3.11 and make are needed.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test check soak format bench clean help
+.PHONY: run test check soak docs format bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +60,9 @@ bench: $(VENV)/run.stamp
 
 versus: $(VENV)/run.stamp
 	$(BIN)/python bench/versus/run.py --write docs/comparison.md
+
+docs: $(VENV)/run.stamp
+	$(BIN)/python docs/reference/generate.py
 
 clean:
 	rm -rf $(VENV) bench/versus/.venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class Duly(Client):
-    """A scheduler in this program, or a client of one elsewhere; see the module's page and `Client`."""
+    """A scheduler in this program, or a client of one elsewhere.
+
+    Making one starts nothing: the first call does, or `start`, or `run`. It is a context manager that closes itself.
+    """
 
     def __init__(
         self,

@@ -107,7 +107,7 @@ def test_schedules_without_h_or_anchor_are_shared() -> None:
         ("*/90 * * * *", 0, "larger than the minute field"),
         ("* */25 * * *", 2, "larger than the hour field"),
         ("60 * * * *", 0, "60 is not a minute"),
-        ("0 24 * * *", 2, "24 is not a hour"),
+        ("0 24 * * *", 2, "24 is not an hour"),
         ("0 0 0 * *", 4, "0 is not a day of month"),
         ("0 0 * 13 *", 6, "13 is not a month"),
         ("0 0 * * 8", 8, "8 is not a weekday"),
