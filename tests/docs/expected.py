@@ -65,7 +65,10 @@ class Known:
         match = re.fullmatch(pattern, "".join(f"{line}\n" for line in lines), re.S)
         if match is None:
             return False
-        self.ids.update(zip(groups, match.groups(), strict=True))
+        for name, here in zip(groups, match.groups(), strict=True):
+            self.ids[name] = here
+            if name.startswith("duly_"):
+                self.ids[name.split("_")[1]] = here.split("_")[1]  # a token is revoked by the part in its middle
         return True
 
     def _line(self, line: str, groups: list[str]) -> str:
@@ -79,7 +82,7 @@ class Known:
         return pattern + self._literal(line[position:]) + r"\n"
 
     def _literal(self, text: str) -> str:
-        return re.escape(text.replace(ADDRESS, self.address))
+        return re.escape(self.actual(text))
 
     def _wild(self, found: re.Match[str], groups: list[str]) -> str:
         kind, text = str(found.lastgroup), found[0]
