@@ -1,14 +1,14 @@
 """The code blocks of a Markdown page, and what a page says about their running.
 
-    ```python                   runs, in one namespace with the others of its page; a ```text right after it is its output
-    ```python title="app.py"    is written to that file; a command of the page must use it
-    ```console                  `$ command` lines and what they print, in one shell for the page (see session.py)
-    ```console background       one command that stays up, until the page ends
-    ```toml, ```json            parsed; with a title written, and a duly.toml or a job checked as such
-    ```crontab                  imported without a problem
+```python                   runs, in one namespace with the others of its page; a ```text right after it is its output
+```python title="app.py"    is written to that file; a command of the page must use it
+```console                  `$ command` lines and what they print, in one shell for the page (see session.py)
+```console background       one command that stays up, until the page ends
+```toml, ```json            parsed; with a title written, and a duly.toml or a job checked as such
+```crontab                  imported without a problem
 
-    <!-- example: not run, REASON -->     before a block: it is only compiled or parsed, and the reason is counted
-    <!-- generated … -->                  on a page: a command makes it, nothing in it runs
+<!-- example: not run, REASON -->     before a block: it is only compiled or parsed, and the reason is counted
+<!-- generated … -->                  on a page: a command makes it, nothing in it runs
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Final
 from docs.blocks import ROOT, Block, Command, commands_of
 from docs.expected import Known
 
-PATIENCE: Final = 30.0  # seconds for one command, or for what stays up to say that it is
+PATIENCE: Final = 90.0  # seconds for one command, or for what stays up to say that it is; a machine may be busy
 WIDTH: Final = 160  # columns of the terminal
 MAY_BE_MISSING: Final = "curl"  # make test needs Python and make only; without it, its commands are not run
 _URL: Final = re.compile(r"http://(127\.0\.0\.1:[0-9]+)")

@@ -100,6 +100,7 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix().removesuffix(".md")
 
 
+@pytest.mark.timeout(300)  # a page has up to twenty commands
 @pytest.mark.parametrize("path", [page for page in PAGES if any(b.language in RUN for b in blocks_of(page))], ids=named)
 def test_a_page_is_true(page: Page, path: Path) -> None:
     """What a reader types along a page works, and prints what the page says."""

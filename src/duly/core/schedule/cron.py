@@ -276,7 +276,8 @@ class _Item:
         if text.isdigit():
             value = int(text)
             if not kind.low <= value <= kind.high:
-                raise self.error(f"{text} is not {'an' if kind.name == 'hour' else 'a'} {kind.name} ({kind.low}-{kind.high})")
+                article = "an" if kind.name == "hour" else "a"
+                raise self.error(f"{text} is not {article} {kind.name} ({kind.low}-{kind.high})")
             return value
         if text not in kind.names:
             raise self.unreadable()
