@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -27,7 +28,8 @@ from duly.core.ring import SLOTS, SlotMap
 from duly.ports import JobQuery, RunQuery, Store
 from duly.testing import ManualClock
 
-LIMITS = Limits(point=20 * MILLISECOND, scan=30 * MILLISECOND, upkeep=40 * MILLISECOND, calls=4, failures=3)
+LIMITS = Limits(point=60 * SECOND, scan=60 * SECOND, upkeep=60 * SECOND, calls=4, failures=3)
+SHORT = Limits(point=20 * MILLISECOND, scan=30 * MILLISECOND, upkeep=40 * MILLISECOND, calls=4, failures=3)
 
 
 class Patient:
@@ -62,10 +64,10 @@ class Patient:
 class Ward:
     """A guarded store, what is behind it, and its clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.clock = ManualClock(T0)
         self.patient = Patient(SqliteStore(":memory:", clock=self.clock))
-        self.store = GuardedStore(cast("Store", self.patient), clock=self.clock, limits=LIMITS)
+        self.store = GuardedStore(cast("Store", self.patient), clock=self.clock, limits=limits)
 
     async def lose(self) -> None:
         """Let the shard die and the circuit open."""
@@ -75,15 +77,29 @@ class Ward:
                 await self.store.now()
 
 
-@pytest.fixture
-async def ward() -> AsyncIterator[Ward]:
+@contextlib.asynccontextmanager
+async def opened(limits: Limits) -> AsyncIterator[Ward]:
     """Migrated and well."""
-    made = Ward()
+    made = Ward(limits)
     await made.store.migrate()
     yield made
     made.patient.hangs = False
     made.patient.fails = None
     await made.store.close()
+
+
+@pytest.fixture
+async def ward() -> AsyncIterator[Ward]:
+    """With time limits that no test comes to."""
+    async with opened(LIMITS) as made:
+        yield made
+
+
+@pytest.fixture
+async def hasty() -> AsyncIterator[Ward]:
+    """With time limits that tests come to soon."""
+    async with opened(SHORT) as made:
+        yield made
 
 
 READS = {
@@ -110,22 +126,22 @@ WRITES = {
 
 
 @pytest.mark.parametrize("verb", READS)
-async def test_a_read_that_takes_too_long_is_unavailable(ward: Ward, verb: str) -> None:
+async def test_a_read_that_takes_too_long_is_unavailable(hasty: Ward, verb: str) -> None:
     """It is given up; nothing of it goes on."""
-    ward.patient.hangs = True
+    hasty.patient.hangs = True
     with pytest.raises(Unavailable, match="in time") as told:
-        await READS[verb](ward.store)
+        await READS[verb](hasty.store)
     assert not isinstance(told.value, OutcomeUnknown)
-    assert ward.patient.ended == ward.patient.calls
+    assert hasty.patient.ended == hasty.patient.calls
 
 
 @pytest.mark.parametrize("verb", WRITES)
-async def test_a_write_that_takes_too_long_may_have_happened(ward: Ward, verb: str) -> None:
+async def test_a_write_that_takes_too_long_may_have_happened(hasty: Ward, verb: str) -> None:
     """So it must not be made again under another name."""
-    ward.patient.hangs = True
+    hasty.patient.hangs = True
     with pytest.raises(OutcomeUnknown, match="in time"):
-        await WRITES[verb](ward.store)
-    assert ward.patient.ended == ward.patient.calls
+        await WRITES[verb](hasty.store)
+    assert hasty.patient.ended == hasty.patient.calls
 
 
 async def test_a_time_limit_of_the_store_itself_is_told_alike(ward: Ward) -> None:
@@ -238,11 +254,11 @@ async def test_a_late_answer_does_not_close_it(ward: Ward) -> None:
     assert ward.store.open
 
 
-async def test_closing_ends_the_probe_and_waits_no_longer_than_the_limit(ward: Ward) -> None:
+async def test_closing_ends_the_probe_and_waits_no_longer_than_the_limit(hasty: Ward) -> None:
     """A frozen server must not keep a process from ending."""
-    await ward.lose()
-    ward.patient.hangs = True
-    await ward.store.close()
-    reached = ward.patient.calls
-    await ward.clock.advance(60 * SECOND)
-    assert ward.patient.calls == reached
+    await hasty.lose()
+    hasty.patient.hangs = True
+    await hasty.store.close()
+    reached = hasty.patient.calls
+    await hasty.clock.advance(60 * SECOND)
+    assert hasty.patient.calls == reached

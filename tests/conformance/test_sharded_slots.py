@@ -333,7 +333,7 @@ def test_a_stale_servicer_never_splits_a_job_over_two_shards() -> None:
     run_state_machine_as_test(
         StaleServicers,
         settings=settings(
-            max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 

@@ -134,7 +134,7 @@ async def test_a_shard_that_is_too_slow_or_too_busy_is_missing_too(cluster: Clus
     assert await cluster.store.now() == T0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     outages=st.lists(st.sets(st.sampled_from(SHARDS), max_size=2), max_size=12),
     query=st.one_of(
