@@ -46,6 +46,7 @@ soak: $(VENV)/dev.stamp
 	$(BIN)/python tests/simulation/soak.py --hours 100
 	$(BIN)/python tests/soak/crash_rounds.py
 	$(BIN)/python tests/soak/crash_rounds.py 10 7 2
+	$(BIN)/python tests/soak/cluster_faults.py
 	$(BIN)/python tests/soak/hostile_table.py
 	$(BIN)/python tests/soak/power_loss.py
 	$(BIN)/python tests/soak/dst_year.py
