@@ -256,3 +256,24 @@ def fingerprint_text(kind: str, message: str) -> str:
     for pattern, name in _FINGERPRINT_NOISE:
         text = pattern.sub(name, text)
     return f"{kind}: {text}"
+
+
+def pack(spans: list[Span], slots: dict[str, int]) -> list[TimelineRow]:
+    """Spans by worker, each on the first lane that is free at its start."""
+    by_worker: dict[str, list[Span]] = {worker: [] for worker in slots}
+    for span in spans:
+        by_worker.setdefault(span.worker, []).append(span)
+    rows = []
+    for worker in sorted(by_worker):
+        until: list[str] = []
+        placed = []
+        for span in sorted(by_worker[worker], key=lambda each: (each.start, each.run_id)):
+            free = [lane for lane, end in enumerate(until) if end <= span.start]
+            lane = free[0] if free else len(until)
+            if lane == len(until):
+                until.append("")
+            until[lane] = span.end or "9999"
+            fields = {name: getattr(span, name) for name in span.__struct_fields__}
+            placed.append(Span(**(fields | {"lane": lane})))
+        rows.append(TimelineRow(worker=worker, slots=slots.get(worker), lanes=max(1, len(until)), spans=placed))
+    return rows

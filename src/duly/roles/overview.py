@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from duly.core import views
 from duly.core.contract import RunView
 from duly.core.errors import DulyError, NotFound
-from duly.core.instants import DAY, HOUR, MINUTE, SECOND, format_instant
+from duly.core.instants import DAY, HOUR, MINUTE, format_instant
 from duly.core.messages import Rest, inbox
 from duly.core.model import Job, JobId, Run, RunState, WorkerId
 from duly.core.overview import (
-    Cell,
-    Coverage,
     FailureGroup,
     FailureReport,
     Forecast,
@@ -37,123 +35,22 @@ from duly.core.overview import (
     Strip,
     StripRow,
     Timeline,
-    TimelineRow,
     fingerprint_text,
+    pack,
 )
 from duly.ports import JobQuery, RunQuery
-from duly.roles.forecast import Forecaster
-from duly.roles.punctuality import BUCKETS, CAUSES, GROWTH, Punctuality, Tally, Track
-from duly.roles.runs import RunDesk
+from duly.roles.history import STARTED_AND_ENDED, HistoryDesk
+from duly.roles.punctuality import BUCKETS, CAUSES, GROWTH, Tally, Track, strip_row, trouble
 
-STARTED_AND_ENDED: Final = (
-    RunState.SUCCEEDED,
-    RunState.FAILED,
-    RunState.CANCELLED,
-    RunState.LOST,
-    RunState.QUARANTINED,
-)
 FAILED: Final = (RunState.FAILED, RunState.LOST, RunState.QUARANTINED)
-NEVER_STARTED: Final = (RunState.MISSED, RunState.SKIPPED)
-LEARNT_PAGE: Final = 500
-LEARNT: Final = 20_000  # runs read to fill the memory
-REFRESH: Final = 2 * SECOND  # between two looks for runs that other servicers or the schedulers ended
-RECENT: Final = 10 * MINUTE
-NEVER_READ: Final = 500
 FAILURES_READ: Final = 500
 SPANS_READ: Final = 300
 BARS: Final = tuple(10 ** (step / 2) for step in range(2, 20))  # µs: half decades from 10 µs to 53 minutes
 RETRIED_AT_ONCE: Final = 100
 
 
-class OverviewDesk(RunDesk):
+class OverviewDesk(HistoryDesk):
     """The use-cases of those who watch."""
-
-    punctuality: Punctuality
-    forecaster: Forecaster
-
-    def _prepare_overview(self) -> None:
-        """Listen to what ends, from now on."""
-        self.punctuality = Punctuality()
-        self.forecaster = Forecaster(self._store, self._clock)
-        self._learning: asyncio.Task[None] | None = None
-        self._looking = asyncio.Lock()  # two who look at once must not count the same history twice
-        self._looked_at = -REFRESH
-        self._never: tuple[Run, ...] = ()
-        self._never_jobs: dict[JobId, Job] = {}
-        self.event_log.witness = self._witness
-
-    async def _begin_overview(self) -> None:
-        try:
-            now = await self._store.now()
-        except DulyError:
-            now = self._clock.wall()  # no shard answers yet; that is no reason not to start
-        self.punctuality.since = self.punctuality.known_from = now
-
-    async def _end_overview(self) -> None:
-        if self._learning is not None:
-            self._learning.cancel()
-            await asyncio.gather(self._learning, return_exceptions=True)
-        await self.forecaster.stop()
-
-    def _witness(self, pairs: Sequence[tuple[Run, Job]]) -> None:
-        if pairs:
-            self.punctuality.ended(pairs, self._store.shard_of(pairs[0][1].id))
-
-    async def _look(self) -> int:
-        """Bring the memory up to date; the shards' now."""
-        async with self._looking:
-            return await self._bring_up_to_date()
-
-    async def _bring_up_to_date(self) -> int:
-        now = await self._store.now()
-        if self._learning is None:
-            cursor = await self._learn_page(now, None)
-            self._learning = asyncio.create_task(self._learn(now, cursor), name="history for the dashboard")
-        monotonic = self._clock.monotonic()
-        if monotonic - self._looked_at >= REFRESH:
-            self._looked_at = monotonic
-            recent = await self._store.page_runs(
-                RunQuery(states=STARTED_AND_ENDED, since=now - RECENT, limit=LEARNT_PAGE)
-            )
-            await self._take([run for run in recent.items if (run.finished_at or 0) >= self.punctuality.since])
-            never = await self._store.page_runs(RunQuery(states=NEVER_STARTED, since=now - DAY, limit=NEVER_READ))
-            self._never = never.items
-            self._never_jobs = await self._jobs(run.job_id for run in never.items)
-        return now
-
-    async def _learn(self, now: int, cursor: str | None) -> None:
-        for _ in range(LEARNT // LEARNT_PAGE - 1):
-            if cursor is None:
-                break
-            await self._clock.sleep(5_000)  # a page of history is read between other work, not instead of it
-            cursor = await self._learn_page(now, cursor)
-        self.punctuality.whole = cursor is None
-
-    async def _learn_page(self, now: int, cursor: str | None) -> str | None:
-        page = await self._store.page_runs(
-            RunQuery(states=STARTED_AND_ENDED, since=now - DAY, cursor=cursor, limit=LEARNT_PAGE)
-        )
-        await self._take([run for run in page.items if (run.finished_at or 0) < self.punctuality.since])
-        if page.next is None:
-            self.punctuality.known_from, self.punctuality.whole = now - DAY, True
-        elif page.items:
-            self.punctuality.known_from = min(self.punctuality.known_from, page.items[-1].scheduled_at)
-        return page.next
-
-    async def _take(self, runs: Sequence[Run]) -> None:
-        jobs = await self._jobs(run.job_id for run in runs)
-        pairs = [(run, jobs[run.job_id]) for run in runs if run.job_id in jobs]
-        self.punctuality.learn(pairs, {job_id: self._store.shard_of(job_id) for job_id in jobs})
-
-    async def _jobs(self, ids: Iterable[JobId]) -> dict[JobId, Job]:
-        wanted = list(dict.fromkeys(ids))
-        rows = await self._store.get(wanted) if wanted else []
-        return {row.job.id: row.job for row in rows if row is not None}
-
-    def _coverage(self, now: int, wanted: int) -> Coverage:
-        memory = self.punctuality
-        whole = memory.whole or memory.known_from <= now - wanted
-        return Coverage(since=format_instant(max(now - wanted, 0) if whole else memory.known_from), whole=whole)
 
     # -- home -----------------------------------------------------------------------------------------------
 
@@ -203,10 +100,10 @@ class OverviewDesk(RunDesk):
                 label, margin = (name, None) if job is None else (job.name or job.id, job.max_lateness)
                 tracks[name] = Track("", label, margin)
         for name, track in tracks.items():
-            made = _strip_row(name, track, first, minutes, missed.get(name, {}))
+            made = strip_row(name, track, first, minutes, missed.get(name, {}))
             if made is not None:
                 found.append(made)
-        found.sort(key=lambda row: (-_trouble(row), -row.cells[-1].minute, row.label))
+        found.sort(key=lambda row: (-trouble(row), -row.cells[-1].minute, row.label))
         return Strip(
             start=format_instant(first * MINUTE),
             minutes=minutes,
@@ -442,7 +339,7 @@ class OverviewDesk(RunDesk):
             start=format_instant(start),
             end=format_instant(end),
             now=format_instant(now),
-            rows=_rows(spans, slots),
+            rows=pack(spans, slots),
             more=len(ended.items) == SPANS_READ,
         )
 
@@ -470,69 +367,6 @@ class OverviewDesk(RunDesk):
         if worker not in known:
             raise NotFound(f"there is no worker {worker[:80]!r}")
         await self._broker.publish(inbox(WorkerId(worker)), Rest(on=on))
-
-
-def _strip_row(name: str, track: Track, first: int, minutes: int, missed: dict[int, int]) -> StripRow | None:
-    cells = []
-    for minute in sorted({*track.cells, *missed}):
-        if not first <= minute < first + minutes:
-            continue
-        runs, late, failed, worst, share = track.cells.get(minute, (0, 0, 0, 0, 0.0))
-        lost = missed.get(minute, 0)
-        level = 1 if share <= 0.5 else 2 if share <= 1 else 3 if share <= 10 else 4
-        level = 6 if lost else 5 if failed else level
-        worst_ms = worst / 1000 if runs else None
-        cells.append(
-            Cell(
-                minute=minute - first,
-                runs=int(runs),
-                late=int(late),
-                failed=int(failed),
-                missed=lost,
-                worst_ms=worst_ms,
-                level=level,
-            )
-        )
-    if not cells:
-        return None
-    worsts = [cell.worst_ms for cell in cells if cell.worst_ms is not None]
-    return StripRow(
-        id=name,
-        label=track.label,
-        runs=sum(cell.runs for cell in cells),
-        late=sum(cell.late for cell in cells),
-        failed=sum(cell.failed for cell in cells),
-        missed=sum(cell.missed for cell in cells),
-        worst_ms=max(worsts, default=None),
-        margin_ms=_ms(track.margin),
-        cells=cells,
-    )
-
-
-def _trouble(row: StripRow) -> int:
-    """Rows by how much they want to be seen."""
-    return 4 * bool(row.missed) + 2 * bool(row.failed) + bool(row.late)
-
-
-def _rows(spans: list[Span], slots: dict[str, int]) -> list[TimelineRow]:
-    """Spans by worker, each on the first lane that is free at its start."""
-    by_worker: dict[str, list[Span]] = {worker: [] for worker in slots}
-    for span in spans:
-        by_worker.setdefault(span.worker, []).append(span)
-    rows = []
-    for worker in sorted(by_worker):
-        until: list[str] = []
-        placed = []
-        for span in sorted(by_worker[worker], key=lambda each: (each.start, each.run_id)):
-            free = [lane for lane, end in enumerate(until) if end <= span.start]
-            lane = free[0] if free else len(until)
-            if lane == len(until):
-                until.append("")
-            until[lane] = span.end or "9999"
-            fields = {name: getattr(span, name) for name in span.__struct_fields__}
-            placed.append(Span(**(fields | {"lane": lane})))
-        rows.append(TimelineRow(worker=worker, slots=slots.get(worker), lanes=max(1, len(until)), spans=placed))
-    return rows
 
 
 def _fingerprint(run: Run) -> tuple[str, str, str]:

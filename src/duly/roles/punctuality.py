@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from duly.core.instants import DAY, HOUR, MINUTE
 from duly.core.model import Job, Run, RunKey, RunState
+from duly.core.overview import Cell, StripRow
 
 K = TypeVar("K")
 
@@ -234,3 +235,46 @@ def _entry(tallies: OrderedDict[K, Tally], key: K, most: int) -> Tally:
         if len(tallies) > most:
             tallies.popitem(last=False)
     return found
+
+
+def strip_row(name: str, track: Track, first: int, minutes: int, missed: dict[int, int]) -> StripRow | None:
+    """The track's minutes from `first` on, with the runs that were missed; None if there are none."""
+    cells = []
+    for minute in sorted({*track.cells, *missed}):
+        if not first <= minute < first + minutes:
+            continue
+        runs, late, failed, worst, share = track.cells.get(minute, (0, 0, 0, 0, 0.0))
+        lost = missed.get(minute, 0)
+        level = 1 if share <= 0.5 else 2 if share <= 1 else 3 if share <= 10 else 4
+        level = 6 if lost else 5 if failed else level
+        worst_ms = worst / 1000 if runs else None
+        cells.append(
+            Cell(
+                minute=minute - first,
+                runs=int(runs),
+                late=int(late),
+                failed=int(failed),
+                missed=lost,
+                worst_ms=worst_ms,
+                level=level,
+            )
+        )
+    if not cells:
+        return None
+    worsts = [cell.worst_ms for cell in cells if cell.worst_ms is not None]
+    return StripRow(
+        id=name,
+        label=track.label,
+        runs=sum(cell.runs for cell in cells),
+        late=sum(cell.late for cell in cells),
+        failed=sum(cell.failed for cell in cells),
+        missed=sum(cell.missed for cell in cells),
+        worst_ms=max(worsts, default=None),
+        margin_ms=None if track.margin is None else track.margin / 1000,
+        cells=cells,
+    )
+
+
+def trouble(row: StripRow) -> int:
+    """Rows by how much they want to be seen."""
+    return 4 * bool(row.missed) + 2 * bool(row.failed) + bool(row.late)

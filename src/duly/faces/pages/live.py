@@ -2,16 +2,18 @@
 
     event log ─▶ touched? ─▶ the page's own handler ─▶ parts that differ ─▶ <hx-partial> ─▶ morphed in place
 
-However much happens, a page is looked at again at most every 250 ms, and never spends more than a tenth of the time
-being made. Every few seconds (`Page.every`) it is looked at anyway: other servicers and the clock change things, too.
+However much happens, a page is looked at again at most every 250 ms, and all watched pages together spend about a tenth
+of the time being made: the more there are, the longer each one rests, five seconds at most. Every few seconds
+(`Page.every`) it is looked at anyway: other servicers and the clock change things, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -25,7 +27,7 @@ from duly.faces.pages.table import Handler, PageTable
 from duly.faces.pages.visit import Visit, read_pairs
 
 APART: Final = 250 * MILLISECOND
-SHARE: Final = 9  # rests for so many times what making it took
+SHARE: Final = 9  # all pages together rest for so many times what making them took
 LONGEST_APART: Final = 5 * SECOND
 _AGO: Final = re.compile(r'(class="ago"[^>]*>)[^<]*')  # kept true by the page itself
 
@@ -49,24 +51,37 @@ async def live(visit: Visit, table: PageTable) -> Answer:
 async def _frames(
     visit: Visit, table: PageTable, handler: Handler, scope: dict[str, object], at: int
 ) -> AsyncIterator[bytes]:
+    known = visit.servicer.event_log.number == at  # nothing happened since the page was made
+    table.watchers += 1
+    try:
+        async with contextlib.aclosing(_updates(visit, table, handler, scope, known)) as updates:
+            async for frame in updates:
+                yield frame
+    finally:
+        table.watchers -= 1
+
+
+async def _updates(
+    visit: Visit, table: PageTable, handler: Handler, scope: dict[str, object], known: bool
+) -> AsyncGenerator[bytes, None]:
+    """A frame for each look that found something changed. `known`: the first look is what the page shows already."""
     servicer, call = visit.servicer, visit.call
     pairs = read_pairs(scope["query_string"])  # type: ignore[arg-type]
     log = servicer.event_log
     shown: dict[str, bytes] = {}
     number = log.number
-    known = number == at  # nothing happened since the page was made: what it shows is what would be sent
     while not log.closed:
         began = servicer.monotonic()
         own = Call(scope, call.gone, call.send, context=call.context, principal=None, namespace=None, query=Query())  # type: ignore[arg-type]
         try:
-            page = await handler(table.visit(own, pairs))
+            now = table.visit(own, pairs)  # each time anew: a token that was revoked ends the stream
+            page = await handler(now)
         except DulyError as error:
             yield b"event: gone\ndata: " + error.code.encode() + b"\n\n"
             return
         if not isinstance(page, Page):
             return
         pieces = []
-        now = table.visit(own, pairs)
         for name in page.parts:
             html = table.site.part(now, page, name)
             digest = hashlib.blake2b(_AGO.sub(r"\1", html).encode(), digest_size=16).digest()
@@ -76,7 +91,8 @@ async def _frames(
         known = False
         if pieces:
             yield b"".join(b"data: " + line + b"\n" for line in "".join(pieces).encode().splitlines()) + b"\n"
-        rest = min(max(APART, SHARE * (servicer.monotonic() - began)), LONGEST_APART)
+        took = servicer.monotonic() - began
+        rest = min(max(APART, SHARE * took * table.watchers), LONGEST_APART)
         await servicer.pause(rest)
         try:
             async with asyncio.timeout(page.every / SECOND):

@@ -43,6 +43,7 @@ class PageTable(BaseRoute):
 
     def __init__(self, site: Site, routes: Sequence[Route]) -> None:
         self.site = site
+        self.watchers = 0  # streams that keep pages up to date
         self._places: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_path: dict[str, dict[str, Route]] = {}
         for route in routes:
