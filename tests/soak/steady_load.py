@@ -87,8 +87,7 @@ async def _minute(client: httpx2.AsyncClient, pid: int, directory: Path) -> Minu
         sys.executable, "-m", "duly.bench.timer", "10000", "6000", stdout=asyncio.subprocess.PIPE
     )
     printed, _ = await timer.communicate()
-    answer = await client.get("/v1/runs", params={"state": "succeeded", "limit": SAMPLE})
-    late = quantiles([round(run["lateness_ms"] * 1000) for run in answer.json()["items"]])
+    late = quantiles(await _latenesses(client))
     minute = Minute(
         ended=await _ended(client) - before,
         p50=late.p50,
@@ -105,6 +104,19 @@ async def _minute(client: httpx2.AsyncClient, pid: int, directory: Path) -> Minu
         flush=True,
     )
     return minute
+
+
+async def _latenesses(client: httpx2.AsyncClient) -> list[int]:
+    """In µs, of the newest runs that succeeded; a page may be short, even empty, while there is a next."""
+    found: list[int] = []
+    params: dict[str, str | int] = {"state": "succeeded", "limit": SAMPLE}
+    while len(found) < SAMPLE:
+        page = (await client.get("/v1/runs", params=params)).json()
+        found += [round(run["lateness_ms"] * 1000) for run in page["items"]]
+        if page["next"] is None:
+            break
+        params["cursor"] = page["next"]
+    return found
 
 
 async def _ended(client: httpx2.AsyncClient) -> int:
