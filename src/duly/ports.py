@@ -274,6 +274,11 @@ class Subscription(Protocol):
 class Broker(Protocol):
     """Messages between roles: fast, bounded, and allowed to lose any of them."""
 
+    @property
+    def connected(self) -> bool:
+        """False while messages certainly go nowhere: whoever waits for one had better look in the store."""
+        ...
+
     async def publish(self, subject: str, message: AnyMessage) -> None:
         """Hand a message to every subscriber of the subject (one of each group). Never waits for handlers; a
         full subscriber loses it, which is counted."""

@@ -73,6 +73,8 @@ class SimBroker:
         self._life = life
         self._clock = clock
 
+    connected = True
+
     async def publish(self, subject: str, message: AnyMessage) -> None:
         self._network.send(self._life, subject, message, None)
 

@@ -90,6 +90,10 @@ class LocalBroker:
         self._closed = False
         self.counters: Counter[str] = Counter(published=0, dropped=0, handler_errors=0)
 
+    @property
+    def connected(self) -> bool:
+        return not self._closed
+
     async def publish(self, subject: str, message: AnyMessage) -> None:
         self._deliver(subject, message, None)
 

@@ -171,6 +171,10 @@ class NatsBroker:
         self._replies: dict[str, _Reply] = {}
         self._answer_window = Window()
 
+    @property
+    def connected(self) -> bool:
+        return self.up.is_set()
+
     # -- life -----------------------------------------------------------------------------------------------
 
     async def start(self, *, within: int) -> bool:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import random  # noqa: TID251 - this is where chance comes in
 import secrets
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Final
 
+from duly.adapters.fallback_broker import FallbackBroker
+from duly.adapters.http_broker import HttpBroker
 from duly.adapters.nats_broker import NatsBroker
 from duly.adapters.nats_link import NatsOptions
 from duly.core.errors import InvalidInput
@@ -14,6 +18,17 @@ from duly.ports import Blobs, Clock
 from duly.settings import Settings
 
 LEAST_KEY: Final = 16  # characters of a cluster key
+
+
+class WorkerBroker(FallbackBroker):
+    """A worker's: the NATS servers, and servicers over HTTP while they are away. `counters` are NATS' and HTTP's."""
+
+    def __init__(self, settings: Settings, *, clock: Clock, blobs: Blobs, name: str) -> None:
+        """Raises InvalidInput as `make_broker` does, and for a servicer's address that is none."""
+        self.nats = make_broker(settings, clock=clock, blobs=blobs, name=name)
+        self.http = HttpBroker(settings.server, token=settings.token, clock=clock)
+        self.counters: Mapping[str, int] = ChainMap(self.nats.counters, self.http.counters)
+        super().__init__(self.nats, self.http, clock=clock)
 
 
 def make_broker(settings: Settings, *, clock: Clock, blobs: Blobs, name: str) -> NatsBroker:

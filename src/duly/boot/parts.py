@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from duly.adapters.cached_blobs import CachedBlobs
 from duly.adapters.guarded_store import GuardedStore
@@ -17,6 +17,9 @@ from duly.core.ring import map_slots
 from duly.ports import Blobs, Broker, Clock, Store
 from duly.settings import Settings
 from duly.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from duly.boot.broker import WorkerBroker
 
 log = logging.getLogger("duly.boot")
 
@@ -52,6 +55,20 @@ async def open_broker(
     stack.push_async_callback(broker.close)
     if not await broker.start(within=BROKER_WITHIN):
         log.warning("no NATS server answers yet; going on without")
+    telemetry.watch_broker(broker.counters)
+    return broker
+
+
+async def open_worker_broker(
+    stack: contextlib.AsyncExitStack, settings: Settings, clock: Clock, blobs: Blobs, name: str, telemetry: Telemetry
+) -> WorkerBroker:
+    """The NATS servers, and the servicers for when these are away; closed with the stack. Raises InvalidInput."""
+    from duly.boot.broker import WorkerBroker
+
+    broker = WorkerBroker(settings, clock=clock, blobs=blobs, name=name)
+    stack.push_async_callback(broker.close)
+    if not await broker.nats.start(within=BROKER_WITHIN):
+        log.warning("no NATS server answers yet; going on by the servicers")
     telemetry.watch_broker(broker.counters)
     return broker
 

@@ -20,13 +20,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from duly.adapters.http_broker import HttpBroker
 from duly.adapters.system_clock import SystemClock
 from duly.boot.apps import register_apps
 from duly.boot.embedded import worker_settings
-from duly.boot.parts import open_blobs, open_broker, open_stores
+from duly.boot.parts import open_blobs, open_broker, open_stores, open_worker_broker
 from duly.boot.serving import given_listeners, host_of, listen, serving, signals, url_of
 from duly.boot.webhooks import make_webhooks
-from duly.core.errors import DulyError, InvalidInput
+from duly.core.errors import DulyError, InvalidInput, TimedOut, Unavailable
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import WorkerId
 from duly.faces.probes import create_probes
@@ -146,6 +147,7 @@ async def _colleague(
         telemetry=telemetry,
         max_blob_bytes=settings.max_blob_bytes,
         alone=False,
+        lease=settings.lease,
     )
     webhooks = make_webhooks(settings, clock, telemetry)
     if webhooks is not None:
@@ -216,16 +218,14 @@ async def run_worker(settings: Settings, *, started: Started) -> None:
     async with contextlib.AsyncExitStack() as stack:
         asked = asyncio.Event()
         stack.enter_context(signals(asked))
-        transport = HttpTransport(settings.server, token=settings.token)
-        stack.push_async_callback(transport.close)
-        shards = await _shards(transport, clock, asked)
-        if shards is None:
-            return
         scratch = Path(settings.dir, "scratch")
         cache = Scratch(str(scratch))
         stack.callback(cache.close)
         blobs = open_blobs(settings, clock, cache=Path(cache.open()) / "fetched")
-        broker = await open_broker(stack, settings, clock, blobs, name, telemetry)
+        broker = await open_worker_broker(stack, settings, clock, blobs, name, telemetry)
+        shards = await _shards(broker.http, WorkerId(name), clock, asked)
+        if shards is None:
+            return
         worker = Worker(
             id=WorkerId(name),
             broker=broker,
@@ -238,6 +238,8 @@ async def run_worker(settings: Settings, *, started: Started) -> None:
         stack.push_async_callback(worker.stop)
         await worker.start()
         if settings.app:
+            transport = HttpTransport(settings.server, token=settings.token)
+            stack.push_async_callback(transport.close)
             registering = asyncio.create_task(_register(settings, transport, clock), name="register")
             stack.callback(registering.cancel)
         async with _probed(settings, clock, worker.unheard, telemetry) as told:
@@ -254,15 +256,16 @@ async def migrate(settings: Settings) -> int:
         return await store.migrate()
 
 
-async def _shards(transport: Transport, clock: Clock, asked: asyncio.Event) -> tuple[str, ...] | None:
-    """The shards that a servicer names, as soon as one answers; None when an end is asked for before."""
+async def _shards(servicers: HttpBroker, name: WorkerId, clock: Clock, asked: asyncio.Event) -> tuple[str, ...] | None:
+    """The shards that a servicer names, as soon as one answers; None when an end is asked for before.
+
+    Raises Unauthenticated, Forbidden: a refused token does not get better by waiting.
+    """
     pause = FIRST_PAUSE
     while not asked.is_set():
         try:
-            return tuple(shard.name for shard in (await transport.shards()).items)
-        except DulyError as error:
-            if error.status in (401, 403):
-                raise
+            return await servicers.shards(name, timeout=LAST_PAUSE)
+        except (Unavailable, TimedOut) as error:
             log.info("no servicer answers yet: %s", error)
         await clock.wait(asked, pause)
         pause = min(2 * pause, LAST_PAUSE)

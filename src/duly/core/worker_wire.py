@@ -2,6 +2,7 @@
 
 POST /v1/workers/{id}/beat    WorkerBeat   ─▶ BeatAnswer, with what the store has out at the worker
 POST /v1/workers/{id}/report  WorkerReport ─▶ ReportAnswer
+GET  /v1/workers/{id}/shards               ─▶ ShardNames
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from duly.core.contract import Wire
+from duly.core.contract import View, Wire
 from duly.core.errors import Conflict, InvalidInput
 from duly.core.messages import MAX_REPORT, VERSION, Beat, Report, Started, WorkerEvent
 from duly.core.model import WorkerId
@@ -43,6 +44,12 @@ class WorkerReport(Wire, frozen=True, kw_only=True):
 
     report: Report
     version: ProtocolVersion = VERSION
+
+
+class ShardNames(View, frozen=True, kw_only=True):
+    """The shards that a worker beats to."""
+
+    shards: tuple[str, ...]
 
 
 def checked_id(text: str) -> WorkerId:

@@ -18,7 +18,7 @@ from duly.core.errors import NotFound
 from duly.core.instants import MILLISECOND
 from duly.core.messages import MAX_ASSIGN, Assignment, Beat, BeatAnswer, Report, ReportAnswer
 from duly.core.model import Run, RunKey, WorkerId
-from duly.core.worker_wire import check_beat, check_report
+from duly.core.worker_wire import ShardNames, check_beat, check_report
 from duly.ports import Clock, Store
 from duly.roles.reports import ReportDesk
 
@@ -73,6 +73,10 @@ class WorkerDesk:
         check_report(worker, report)
         self._check_shard(report.shard)
         return await self._reports.take(report)
+
+    def shards(self) -> ShardNames:
+        """The shards that a worker beats to."""
+        return ShardNames(shards=self._store.shards)
 
     def _check_shard(self, shard: str) -> None:
         if shard not in self._store.shards:

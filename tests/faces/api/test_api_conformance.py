@@ -54,7 +54,7 @@ CONFIG: dict[str, Any] = {
             "checks": {"positive_data_acceptance": {"expected-statuses": [*POSITIVE, "422"]}},
         },
         {  # workers' protocol: whose id the path has, which shards there are, what a number may be
-            "include-operation-id": ["beatWorker", "reportWorker"],
+            "include-operation-id": ["beatWorker", "reportWorker", "listWorkerShards"],
             "checks": {"positive_data_acceptance": {"expected-statuses": [*POSITIVE, "422"]}},
         },
         {  # some of its cases send a tag without quotes, against the pattern of the document

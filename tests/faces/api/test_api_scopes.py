@@ -22,7 +22,7 @@ IDS = {
 }
 # The one list of who may do what, apart from the code: a change of scope has to be made twice.
 EXPECTED = {
-    "worker": {"beatWorker", "reportWorker"},
+    "worker": {"beatWorker", "reportWorker", "listWorkerShards"},
     "everyone": {"healthz", "readyz", "openapi", "docs"},
     "read": {
         "listJobs", "getJobById", "getRunningJobs", "listRuns", "listJobRuns", "getRun", "listOutput", "getOutput",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from duly.core.tokens import Scope
-from duly.core.worker_wire import MAX_BODY, WorkerBeat, WorkerReport, check_version, checked_id
+from duly.core.worker_wire import MAX_BODY, ShardNames, WorkerBeat, WorkerReport, check_version, checked_id
 from duly.faces.http.answers import Answer, json_reply
 from duly.faces.http.call import Call
 from duly.faces.http.operation import Operation, Returns, Schema, Takes
@@ -46,6 +46,12 @@ async def report(call: Call) -> Answer:
     return json_reply(await call.context.servicer.worker_calls.report(worker, asked.report))
 
 
+async def shards(call: Call) -> Answer:
+    """Where a worker beats to."""
+    checked_id(call.path["worker_id"])
+    return json_reply(call.context.servicer.worker_calls.shards())
+
+
 # -- the table ----------------------------------------------------------------------------------------------
 
 OPERATIONS: Final = (
@@ -79,5 +85,17 @@ OPERATIONS: Final = (
         returns={200: Returns("A ReportAnswer: one word for each event", _MESSAGE)},
         problems=(404, 409, 413, 415, 422),
         handler=report,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/workers/{worker_id}/shards",
+        id="listWorkerShards",
+        summary="The shards that a worker beats to",
+        tag="workers",
+        scope=Scope.WORKER,
+        namespace="none",
+        returns={200: Returns("Their names", ShardNames)},
+        problems=(422,),
+        handler=shards,
     ),
 )
