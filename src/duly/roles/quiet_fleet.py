@@ -6,7 +6,7 @@ since nobody tells it of their ends. Nothing is read while every seat is heard, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from duly.core.agenda import Agenda
@@ -61,12 +61,23 @@ class QuietFleet:
             for key, attempt in self._agenda.out_at(worker)
             if (key, attempt) not in committing
         ]
+        await self.free_ended(out)
+
+    async def free_ended(self, out: Sequence[tuple[RunKey, int, WorkerId]]) -> bool:
+        """Free those of the attempts that the store has ended or given to another; True if any is out still.
+
+        Word of an end may be lost, and what an attempt holds up must not wait for it.
+        """
+        still = False
         for start in range(0, len(out), LOADED):
             part = out[start : start + LOADED]
             found = await self._store.load([key for key, _, _ in part])
             for (key, attempt, worker), pair in zip(part, found, strict=True):
-                if pair is None or not is_at(pair[0], attempt, worker):
+                if pair is not None and is_at(pair[0], attempt, worker):
+                    still = True
+                else:
                     self._agenda.ended(key, attempt)
+        return still
 
     def forget(self) -> None:
         """The term is over."""

@@ -414,6 +414,9 @@ class Scheduler(Loop):
     async def _decide_overlaps(self, now: int) -> None:
         """Runs that are due while their job's previous run is out: skipped, kept waiting, or it is cancelled."""
         for run, job, out in list(self._agenda.overlapped(now)):
+            known = [each for each in out if each[:2] not in self._deliveries.committing]
+            if len(known) == len(out) and not await self._quiet.free_ended(out):
+                continue  # word of the end was lost: the run is ready
             outcome = step(run, job, Overlapped(), now)
             if isinstance(outcome, Transition):
                 self._agenda.forget(run.key)
