@@ -173,7 +173,7 @@ class Site:
         seen: list[str] = []
         end = self.clock.monotonic() + 30 * SECOND
         while (seen := await self.words(job)) != list(words):
-            assert self.clock.monotonic() < end, f"{seen} instead of {words}"
+            assert self.clock.monotonic() < end, f"{seen} instead of {words}: {await self.runs(job)}"
             await self.clock.sleep(20_000)
 
     async def cut(self) -> None:

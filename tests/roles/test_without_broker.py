@@ -36,7 +36,7 @@ async def test_nothing_is_lost_and_nothing_killed_while_the_broker_is_away(site:
     """Runs that execute go on and end, new ones start, retries and cancels reach the worker; then it is fast again."""
     site.script.lasts = lambda held: 3 * SECOND if held.job.name == "long" else 0
     long = [await site.create("now", name="long") for _ in range(20)]
-    steady = await site.create("every 1s", name="steady", max_runs=10)
+    steady = await site.create("every 1s", name="steady", max_runs=10, overlap="allow")
     for job in long:
         await site.come_to(job, "running")
     await site.cut()

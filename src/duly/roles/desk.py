@@ -11,6 +11,7 @@ from duly.core.messages import Hint, hints
 from duly.core.model import Job, JobId, Run, RunState
 from duly.ports import Blobs, Broker, Clock, JobRow, RunQuery, Store
 from duly.roles.events import EventLog
+from duly.roles.news import NewsDesk
 from duly.telemetry import Telemetry
 
 HINT_HORIZON: Final = 30 * SECOND  # runs due later are left to the scheduler's refill
@@ -38,7 +39,9 @@ class Desk:
         self._blobs = blobs
         self._clock = clock
         self._entropy = entropy
-        self.event_log = EventLog(entropy(4).hex())
+        epoch = entropy(4).hex()
+        self.event_log = EventLog(epoch)
+        self.news = NewsDesk(store=store, broker=broker, clock=clock, events=self.event_log, origin=epoch)
 
     async def _row(self, job_id: str, namespace: str | None) -> JobRow:
         row = (await self._store.get([JobId(job_id)]))[0]

@@ -1,13 +1,16 @@
 """What happens, for those who watch: a bounded log of events that streams follow, and waiters for a run's end.
 
+What this servicer writes comes in by `runs` and `jobs`, and is `told` to others; what others wrote, by `heard_…`.
+
 Feeding is cheap when nobody watches: runs are kept as they are and become views only on the way to a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -63,6 +66,9 @@ class EventLog:
         self._waiters: dict[RunKey, set[asyncio.Event]] = {}
         self.progress: dict[RunKey, float] = {}
         self.committed: Committed = nobody  # who is told of runs that this servicer itself has changed
+        self.told: Callable[[str, int, Sequence[RunKey], Sequence[JobId]], None] | None = None
+        self.followers = 0  # streams
+        self.wanted = asyncio.Event()  # set when somebody begins to watch
         self._closed = False
 
     @property
@@ -70,18 +76,34 @@ class EventLog:
         """The number of the last event."""
         return self._number
 
+    @property
+    def watched(self) -> bool:
+        """Somebody follows, or waits for a run's end."""
+        return bool(self.followers or self._waiters)
+
     def runs(self, kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
         """Runs that were opened, started or ended."""
         if kind == "run.finished" and self.witness is not None:
             self.witness(pairs)
+        if self.told is not None:
+            self.told(kind, at, [run.key for run, _ in pairs], ())
+        self.heard_runs(kind, pairs, at)
+
+    def heard_runs(self, kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
+        """As `runs`, written by another servicer."""
         for run, job in pairs:
             self._number += 1
             self._entries.append(_Entry(self._number, kind, at, job.namespace, run))
             if run.state.terminal:
-                self.progress.pop(run.key, None)
-                for waiter in self._waiters.pop(run.key, ()):
-                    waiter.set()
+                self.wake((run.key,))
         self._tell()
+
+    def wake(self, keys: Iterable[RunKey]) -> None:
+        """These runs have ended: whoever waits for one may look."""
+        for key in keys:
+            self.progress.pop(key, None)
+            for waiter in self._waiters.pop(key, ()):
+                waiter.set()
 
     def job(self, kind: str, job: Job, at: int) -> None:
         """A job that was created, changed or deleted."""
@@ -89,6 +111,12 @@ class EventLog:
 
     def jobs(self, kind: str, jobs: Sequence[Job], at: int) -> None:
         """Jobs that were created, changed or deleted; of more than are kept only the last ones."""
+        if self.told is not None:
+            self.told(kind, at, (), [job.id for job in jobs[-KEPT:]])
+        self.heard_jobs(kind, jobs, at)
+
+    def heard_jobs(self, kind: str, jobs: Sequence[Job], at: int) -> None:
+        """As `jobs`, written by another servicer."""
         skipped = max(0, len(jobs) - KEPT)
         self._number += skipped
         for job in jobs[skipped:]:
@@ -115,6 +143,7 @@ class EventLog:
         """An event that is set when this servicer sees the run end. Give it back with `forget`."""
         event = asyncio.Event()
         self._waiters.setdefault(key, set()).add(event)
+        self.wanted.set()
         return event
 
     def forget(self, key: RunKey, event: asyncio.Event) -> None:
@@ -128,6 +157,20 @@ class EventLog:
     async def follow(self, after: str | None, namespace: str | None) -> AsyncIterator[EventView]:
         """Events as they come, from the one after `after` if it is still kept, else from now on."""
         last = self._number if after is None else self._number_of(after)
+        with self._following():
+            async for event in self._follow(last, after, namespace):
+                yield event
+
+    @contextlib.contextmanager
+    def _following(self) -> Iterator[None]:
+        self.followers += 1
+        self.wanted.set()
+        try:
+            yield
+        finally:
+            self.followers -= 1
+
+    async def _follow(self, last: int, after: str | None, namespace: str | None) -> AsyncIterator[EventView]:
         while not self._closed:
             news = self._news
             if self._number - last > BEHIND and after is None:
@@ -147,14 +190,17 @@ class EventLog:
 
         No views are made: this is for those who look again at the whole rather than read every event.
         """
-        while not self._closed:
-            news = self._news
-            for entry in reversed(self._since(after)):
-                about = entry.run.job_id if entry.run is not None else entry.job.id if entry.job is not None else None
-                if namespace in (None, entry.namespace) and (jobs is None or about in jobs):
-                    return self._number
-            after = self._number
-            await news.wait()
+        with self._following():
+            while not self._closed:
+                news = self._news
+                for entry in reversed(self._since(after)):
+                    about = (
+                        entry.run.job_id if entry.run is not None else entry.job.id if entry.job is not None else None
+                    )
+                    if namespace in (None, entry.namespace) and (jobs is None or about in jobs):
+                        return self._number
+                after = self._number
+                await news.wait()
         return self._number
 
     @property

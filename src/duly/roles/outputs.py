@@ -9,20 +9,23 @@ from typing import Final
 from duly.core import contract
 from duly.core.contract import LogPiece, OutputView
 from duly.core.errors import NotFound, TimedOut, Unavailable
-from duly.core.instants import SECOND
+from duly.core.instants import MILLISECOND, SECOND
 from duly.core.messages import LogChunk, ReadLog, logs
 from duly.core.model import Run, RunState
-from duly.ports import Blobs, Broker
+from duly.ports import Blobs, Broker, Clock
 
 PATIENCE: Final = 5 * SECOND  # a worker answers a ReadLog within this, or with nothing new
+PAUSE_FIRST: Final = 10 * MILLISECOND  # between two looks at a run whose worker does not answer, doubling
+PAUSE_LAST: Final = SECOND
 STREAMS: Final = ("stdout", "stderr")
 
 
 class OutputReader:
     """Reads what runs have written."""
 
-    def __init__(self, *, broker: Broker, blobs: Blobs) -> None:
+    def __init__(self, *, broker: Broker, blobs: Blobs, clock: Clock) -> None:
         self._broker = broker
+        self._clock = clock
         self._blobs = blobs
 
     def open(self, run: Run, path: str) -> tuple[OutputView, AsyncIterator[bytes]]:
@@ -90,12 +93,16 @@ class OutputReader:
         pieces: asyncio.Queue[LogPiece | None],
     ) -> None:
         offset = 0
+        pause = PAUSE_FIRST
         while _is_out(run, number):
             chunk = await self._ask(run, name, offset, wait=SECOND)
             if chunk is not None and chunk.data:
                 offset = chunk.offset + len(chunk.data)
                 await pieces.put(LogPiece(stream=name, data=chunk.data))
                 continue
+            if chunk is None:  # it has just ended, or no broker leads to its worker
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, PAUSE_LAST)
             run = await reload()
         digest = _digest(run, number, name)
         if digest is None:

@@ -415,7 +415,7 @@ class Scheduler(Loop):
         """Runs that are due while their job's previous run is out: skipped, kept waiting, or it is cancelled."""
         for run, job, out in list(self._agenda.overlapped(now)):
             known = [each for each in out if each[:2] not in self._deliveries.committing]
-            if len(known) == len(out) and not await self._quiet.free_ended(out):
+            if out and len(known) == len(out) and not await self._quiet.free_ended(out):
                 continue  # word of the end was lost: the run is ready
             outcome = step(run, job, Overlapped(), now)
             if isinstance(outcome, Transition):

@@ -2,7 +2,8 @@
 
     jobs.py     create, change, pause, delete, trigger, bulk        reports.py   what workers tell
     runs.py     read, wait, cancel, retry, explain, logs, outputs   events.py    what those who watch see
-    fleet.py    previews, counts, workers, shards                   desk.py      what all of them share
+    fleet.py    previews, counts, workers, shards                   news.py      what others have written
+    desk.py     what all of them share
     worker_desk.py  workers that no broker reaches
     overview.py what a dashboard shows: punctuality, lateness, failures, timeline, forecast
 
@@ -19,10 +20,11 @@ import msgspec
 from duly.core.contract import WebhookView
 from duly.core.errors import Overloaded, Unavailable
 from duly.core.instants import SECOND
-from duly.core.messages import NOTICES, AnyMessage, Notice
+from duly.core.messages import NOTICES, AnyMessage, News, Notice
 from duly.ports import Blobs, Broker, Clock, Store, Subscription
 from duly.roles.fleet import FleetDesk
 from duly.roles.jobs import JobDesk
+from duly.roles.news import WATCHING
 from duly.roles.outputs import OutputReader
 from duly.roles.overview import OverviewDesk
 from duly.roles.reports import ReportDesk
@@ -55,7 +57,7 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
         self.webhooks: Webhooks | None = None
         self.alone = alone  # no other servicer can serve in this one's place, so it is not ready before all is there
         self.max_blob_bytes = max_blob_bytes
-        self.outputs = OutputReader(broker=broker, blobs=blobs)
+        self.outputs = OutputReader(broker=broker, blobs=blobs, clock=clock)
         self.reports = ReportDesk(store=store, broker=broker, events=self.event_log, telemetry=telemetry, dice=dice)
         self.worker_calls = WorkerDesk(store=store, clock=clock, reports=self.reports, lease=lease)
         self._prepare_overview()
@@ -64,6 +66,7 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
     async def start(self) -> None:
         """Take reports and notices."""
         await self._begin_overview()
+        await self.news.start()
         await self.reports.start()
         self._subscriptions.append(await self._broker.subscribe(NOTICES, self._notice))
 
@@ -76,6 +79,7 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
         await self.drain()
         await self._end_overview()
         await self.reports.stop()
+        await self.news.stop()
         for subscription in self._subscriptions:
             await subscription.stop()
         self._subscriptions.clear()
@@ -132,7 +136,11 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
         return missing
 
     async def _notice(self, message: AnyMessage) -> None:
-        if isinstance(message, Notice) and message.kind == "run.progress" and message.key is not None:
+        if isinstance(message, News):
+            await self.news.heard(message)
+        elif isinstance(message, Notice) and message.kind == WATCHING:
+            self.news.heard_watching(message)
+        elif isinstance(message, Notice) and message.kind == "run.progress" and message.key is not None:
             found = (await self._store.load([message.key]))[0]
             if found is None or found[0].state.terminal:
                 return
