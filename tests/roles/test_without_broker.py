@@ -39,9 +39,9 @@ async def test_nothing_is_lost_and_nothing_killed_while_the_broker_is_away(site:
     steady = await site.create("every 1s", name="steady", max_runs=10, overlap="allow")
     for job in long:
         await site.come_to(job, "running")
-    await site.cut()
     assert "Report" not in site.http.asked
     site.http.asked.clear()
+    await site.cut()
     during = [await site.create("now", at=number % 2, name="during") for number in range(30)]
     for job in during:
         await site.come_to(job, "succeeded")

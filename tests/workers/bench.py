@@ -64,6 +64,9 @@ class Bench:
         self.skew = 0  # µs by which the shard's clock is ahead of this machine's
         self.stale: tuple[tuple[RunKey, int], ...] = ()
         self.beating = True
+        self.answering = asyncio.Event()  # beats wait for it, when they have been read
+        self.answering.set()
+        self.out: Callable[[Beat], tuple[Assignment, ...]] = lambda beat: ()  # what a servicer would list
         self.refuse: list[str] = []  # words for the next events, before "ok" again
         self.deaf = 0  # reports that are dropped unanswered
         self.number = 0
@@ -86,8 +89,10 @@ class Bench:
         self._changed.set()
         if not self.beating:
             return None
+        out = self.out(message)
+        await self.answering.wait()
         now = self.now()
-        return BeatAnswer(shard=SHARD, now=now, lease_until=now + self.lease, stale=self.stale)
+        return BeatAnswer(shard=SHARD, now=now, lease_until=now + self.lease, stale=self.stale, out=out)
 
     async def _reported(self, message: AnyMessage) -> AnyMessage | None:
         assert isinstance(message, Report)

@@ -9,6 +9,7 @@ that attempts which were given out while it was away, and never told, are still 
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from msgspec.structs import replace
@@ -20,6 +21,8 @@ from duly.ports import Broker, Clock, Handler, Subscription
 
 BOTH: Final = 5 * SECOND  # longer than a scheduler waits before it takes an attempt for undelivered
 
+log = logging.getLogger("duly.broker")
+
 
 class FallbackBroker:
     """The Broker port. Both are closed with it."""
@@ -29,6 +32,7 @@ class FallbackBroker:
         self._fallback = fallback
         self._clock = clock
         self._both_until: dict[str, int] = {}  # by subject of beats: by the monotonic clock
+        self._elsewhere: set[str] = set()  # subjects whose last message went to a servicer
 
     @property
     def connected(self) -> bool:
@@ -47,11 +51,13 @@ class FallbackBroker:
             return await self._primary.request(subject, message, timeout=timeout)
         began = self._clock.monotonic()
         answer: AnyMessage | None = None
+        problem: DulyError = Unavailable("the broker is not connected")
         if self._primary.connected:
             try:
                 answer = await self._primary.request(subject, message, timeout=timeout // 2)
-            except (Unavailable, TimedOut):
-                answer = None
+            except (Unavailable, TimedOut) as error:
+                problem = error
+        self._tell(subject, None if answer is not None else problem)
         if isinstance(message, Report):
             return answer or await self._fallback.request(subject, message, timeout=self._left(began, timeout))
         if answer is None:
@@ -70,6 +76,16 @@ class FallbackBroker:
         if isinstance(listed, BeatAnswer) and isinstance(answer, BeatAnswer) and answer.lease_until > answer.now:
             return replace(listed, stale=(*answer.stale, *listed.stale))
         return answer
+
+    def _tell(self, subject: str, problem: DulyError | None) -> None:
+        """Log the change from one way to the other."""
+        if (problem is not None) != (subject in self._elsewhere):
+            if problem is None:
+                self._elsewhere.discard(subject)
+                log.info("%s goes by the broker again", subject)
+            else:
+                self._elsewhere.add(subject)
+                log.info("%s goes to servicers: %s", subject, problem)
 
     def _left(self, began: int, timeout: int) -> int:
         return max(0, timeout - (self._clock.monotonic() - began))
