@@ -303,6 +303,7 @@ class Worker(Frozen, frozen=True, kw_only=True):
     lease_until: int = 0
     state: Literal["ready", "draining", "lost"] = "ready"
     capacity: dict[Lane, int] = {}  # attempts of each lane that it would hold for this shard in all
+    unheard: bool = False  # a servicer took its last beat: no broker carried it to a scheduler
 
 
 class Term(Frozen, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Workers that live and are not heard: their beats reach the store by a servicer, because no broker carries them here.
 
-The scheduler seats them by their rows, and asks the store what has become of the attempts that count as out at them,
+The scheduler seats them by their rows, which say so (a row that a scheduler wrote may be older than what its worker
+was sent since, and tells of no silence), and asks the store what has become of the attempts that count as out at them,
 since nobody tells it of their ends. Nothing is read while every seat is heard, but for a look now and then.
 """
 
@@ -86,4 +87,4 @@ class QuietFleet:
 
 
 def _lives(row: Worker, now: int) -> bool:
-    return row.state != "lost" and row.lease_until > now and now - row.beat_at <= RECENT
+    return row.unheard and row.state != "lost" and row.lease_until > now and now - row.beat_at <= RECENT

@@ -50,7 +50,7 @@ class WorkerDesk:
         """Write the worker's lease, and answer with what it should hold. Raises InvalidInput, NotFound for a shard."""
         check_beat(worker, beat)
         self._check_shard(shard)
-        row = msgspec.structs.replace(beat.worker, capacity=beat.capacity)
+        row = msgspec.structs.replace(beat.worker, capacity=beat.capacity, unheard=True)
         written = await self._store.beat(shard, row, self._lease)
         now = await self._store.now(shard)
         if written.state == "lost":
