@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import psycopg
 import pytest
 
 from duly.adapters.system_clock import SystemClock
+from duly.cluster import postgres_server
 from duly.cluster.postgres_server import PostgresServer, free_ports
 from duly.cluster.supervision import Supervised
+from duly.core.errors import Unavailable
 from duly.core.instants import SECOND
 
 CLOCK = SystemClock()
@@ -99,3 +103,23 @@ async def test_what_a_broken_start_left_is_made_anew(closed: Path) -> None:
     postgres.make()
     assert postgres.made
     assert not (postgres.data / "half").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts it as another account")
+def test_programs_that_the_account_cannot_reach_are_copied(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment under /root; the copy is root's and is used again."""
+    package = postgres_server.programs().parents[1]
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(folder, closed / folder.name, symlinks=True)
+    monkeypatch.setattr(postgres_server, "programs", lambda: closed / package.name / "pginstall" / "bin")
+    with tempfile.TemporaryDirectory(prefix="duly-copies-") as copies:
+        Path(copies).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", copies)
+        postgres = server(closed)
+        postgres.make()
+        [copy] = Path(copies).iterdir()
+        assert (copy.stat().st_uid, stat.S_IMODE(copy.stat().st_mode)) == (0, 0o755)
+        assert postgres.program().argv[0] == str(copy / package.name / "pginstall" / "bin" / "postgres")
+        copy.chmod(0o777)
+        with pytest.raises(Unavailable, match="remove it"):
+            postgres.program()

@@ -103,6 +103,17 @@ async def test_one_that_does_not_end_is_killed_after_its_grace(make: Make) -> No
     assert not _alive(pid)
 
 
+async def test_one_that_is_frozen_can_be_stopped(make: Make) -> None:
+    """It is let go on, so that it can end."""
+    it = make(SAYS + "signal.pause()")
+    it.start()
+    await it.ready(10 * SECOND)
+    assert it.pid is not None
+    os.kill(it.pid, signal.SIGSTOP)
+    await it.stop()
+    assert it.state == "stopped"
+
+
 async def test_a_pause_ends_when_a_stop_is_asked_for(make: Make) -> None:
     """Nothing is started after a stop."""
     it = make("raise SystemExit(1)")

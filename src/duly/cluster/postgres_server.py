@@ -268,13 +268,16 @@ def _within_reach(folder: Path) -> Path:
     """
     if all(above.stat().st_mode & 0o001 for above in (folder, *folder.parents)):
         return folder
-    tree = folder.parent
+    tree, package = folder.parent, folder.parent.parent
     stamp = hashlib.sha256(f"{tree} {(folder / 'postgres').stat().st_mtime_ns}".encode()).hexdigest()[:16]
     copy = Path(tempfile.gettempdir()) / f"duly-postgres-{stamp}"
     if not copy.exists():
         making = Path(tempfile.mkdtemp(prefix="duly-postgres-"))
         making.chmod(0o755)
-        shutil.copytree(tree, making, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(tree, making / package.name / tree.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")  # which the programs look for beside their package
+        if libraries.is_dir():
+            shutil.copytree(libraries, making / libraries.name)
         try:
             making.rename(copy)
         except OSError:  # another has just made it
@@ -282,7 +285,7 @@ def _within_reach(folder: Path) -> Path:
     about = copy.lstat()
     if about.st_uid != 0 or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:
         raise Unavailable(f"{copy} is not what root has put there; remove it")
-    return copy / folder.name
+    return copy / package.name / tree.name / folder.name
 
 
 def free_ports(count: int) -> list[int]:

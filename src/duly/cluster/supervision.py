@@ -128,6 +128,7 @@ class Supervised:
             self._is("stopping")
             program = self._lived or self._program()
             process.send_signal(program.end)  # by Popen: never a pid that was reaped and may be another's
+            process.send_signal(signal.SIGCONT)  # one that is frozen would not see the other
             if not await self._clock.wait(self._over, program.grace):
                 log.warning("%s does not end, killing it", self.name)
                 process.kill()
