@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from docs.expected import Known
 
 PATIENCE: Final = 90.0  # seconds for one command, or for what stays up to say that it is; a machine may be busy
 WIDTH: Final = 160  # columns of the terminal
-MAY_BE_MISSING: Final = "curl"  # make test needs Python and make only; without it, its commands are not run
 _URL: Final = re.compile(r"http://(127\.0\.0\.1:[0-9]+)")
 
 
@@ -54,8 +52,6 @@ class Session:
             self._stay(block, commands[0])
             return
         for command, following in zip(commands, [*commands[1:], None], strict=True):
-            if command.text.startswith(MAY_BE_MISSING) and shutil.which(MAY_BE_MISSING) is None:
-                continue
             printed, status = self._ask(self.known.actual(command.text), f"{block}: $ {command.text}")
             place = f"{block.page.relative_to(ROOT)}:{command.line}: $ {command.text}"
             told = following is not None and following.text == "echo $?"
