@@ -122,7 +122,7 @@ class Site:
         self.servers = servers
         self.guards = {
             shard: GuardedStore(
-                PostgresStore(server.server.url, shard=shard, clock=self.clock, connections=6),
+                PostgresStore(server.server.url, shard=shard, clock=self.clock),
                 clock=self.clock,
                 limits=LIMITS,
             )
