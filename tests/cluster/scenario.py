@@ -86,6 +86,14 @@ def the_broker_is_killed(hurt: Hurt) -> None:
     hurt.cluster.kill("n0")
 
 
+def the_broker_is_away(hurt: Hurt) -> None:
+    """Stopped, for longer than a worker's lease: workers go by the servicers meanwhile."""
+    hurt.cluster.ask("stop", "n0")
+    PAUSE.wait(LEASE + 1.5)
+    hurt.goes_on("the broker went away")
+    hurt.cluster.ask("start", "n0")
+
+
 def a_scheduler_is_frozen(hurt: Hurt) -> None:
     """SIGSTOP until another leads."""
     leader = hurt.leader("s1")
@@ -119,6 +127,7 @@ FAULTS: tuple[tuple[Callable[[Hurt], None], bool], ...] = (  # and whether a cli
     (a_scheduler_is_killed, False),
     (a_worker_is_killed, False),
     (the_broker_is_killed, False),
+    (the_broker_is_away, False),
     (a_scheduler_is_frozen, False),
     (a_worker_is_frozen, False),
     (a_shard_is_killed, True),
