@@ -306,6 +306,8 @@ WIDTHS = {
     "insert_records": 8,
     "move_columns": 3,
     "take_runs": 3,
+    "delete_finished": 2,
+    "referring": 2,
     "add_to_tally": 2,
 }
 

@@ -10,7 +10,7 @@ statement has ten forms, which are prepared once each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, Final
@@ -30,13 +30,23 @@ def form(name: str, width: int, count: int) -> str:
     return SQL[name].replace("{rows}", ",".join([row] * count))
 
 
-def in_bulk(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]], *first: Any) -> int:
-    """Run a named statement over rows, with the parameters `first` before them; returns how many rows it changed."""
-    before = db.total_changes()
+def _parts(name: str, rows: Sequence[tuple[Any, ...]], first: tuple[Any, ...]) -> Iterator[tuple[str, list[Any]]]:
+    """The statements that carry rows out, each with its parameters."""
     at = 0
     while at < len(rows):
         count = min(MOST, 1 << (len(rows) - at).bit_length() - 1)
-        parameters = [*first, *chain.from_iterable(rows[at : at + count])]
-        db.execute(form(name, len(rows[0]), count), parameters)
+        yield form(name, len(rows[0]), count), [*first, *chain.from_iterable(rows[at : at + count])]
         at += count
+
+
+def in_bulk(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]], *first: Any) -> int:
+    """Run a named statement over rows, with the parameters `first` before them; returns how many rows it changed."""
+    before = db.total_changes()
+    for sql, parameters in _parts(name, rows, first):
+        db.execute(sql, parameters)
     return db.total_changes() - before
+
+
+def looked_up(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """What a named query finds for rows."""
+    return [found for sql, parameters in _parts(name, rows, ()) for found in db.execute(sql, parameters)]

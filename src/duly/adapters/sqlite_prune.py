@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from duly.adapters.rows import OF_JOB
-from duly.adapters.sqlite_bulk import SQL
+from duly.adapters.sqlite_bulk import SQL, in_bulk, looked_up
 from duly.adapters.sqlite_changes import JOBS, release
 from duly.adapters.sqlite_writer import Transaction
 from duly.core.instants import DAY
@@ -30,8 +30,9 @@ class Victims(NamedTuple):
 def find(db: apsw.Connection, after: str, now: int, limit: int) -> Victims:
     """Look at the next jobs after `after` for at most `limit` finished runs beyond what their jobs keep."""
     found: list[tuple[int, str]] = []
-    jobs: list[Any] = db.execute(SQL["history_by_job"], (now, after, STEP)).fetchall()
-    for job, keep_runs, keep_age, suspect, goes_on in jobs:
+    looked_at = 0
+    for job, keep_runs, keep_age, suspect, goes_on in db.execute(SQL["history_by_job"], (now, after, STEP)):
+        looked_at += 1
         if suspect or keep_runs is None:
             # History without its job cannot be asked for: it goes.
             oldest = now - keep_age if keep_runs is not None else 2**62
@@ -43,7 +44,7 @@ def find(db: apsw.Connection, after: str, now: int, limit: int) -> Victims:
             if len(rows) > room:
                 return Victims(found, after, more=True)
         after = job
-    whole = len(jobs) < STEP
+    whole = looked_at < STEP
     return Victims(found, None if whole else after, more=not whole)
 
 
@@ -58,11 +59,9 @@ def removal(
     """
 
     def work(tx: Transaction) -> Pruned:
-        runs = 0
-        for victim in victims.runs:
-            if tx.one(SQL["delete_finished"], victim):
-                runs += 1
-                release(tx, victim[1], victim[0])
+        runs = in_bulk(tx.db, "delete_finished", victims.runs)
+        for scheduled, job in dict.fromkeys(looked_up(tx.db, "referring", victims.runs)):
+            release(tx, job, scheduled)
         emptied[:] = [job for (job,) in tx.db.execute(SQL["empty_deleted_jobs"], (limit,))]
         deleted = len(emptied)
         for job in dict.fromkeys(job for _, job in victims.runs):

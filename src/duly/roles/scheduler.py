@@ -322,13 +322,21 @@ class Scheduler(Loop):
     # -- dispatching ----------------------------------------------------------------------------------------
 
     def _start_dispatch(self, placements: list[Placement], now: int) -> None:
-        task = self.spawn(self._dispatch(placements, now), "dispatch")
+        task = self.spawn(self._try_dispatch(placements, now), "dispatch")
         self._in_flight.add(task)
         task.add_done_callback(self._dispatched)
 
     def _dispatched(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
         self._wake.set()
+
+    async def _try_dispatch(self, placements: list[Placement], now: int) -> None:
+        try:
+            await self._dispatch(placements, now)
+        except Fenced:
+            self._step_down("fenced")
+        except DulyError as error:
+            log.warning("shard %s: a dispatch of %d runs: %s", self.shard, len(placements), error)
 
     async def _dispatch(self, placements: list[Placement], now: int) -> None:
         """Commit the dispatches, then tell the workers: what is not committed is never sent."""

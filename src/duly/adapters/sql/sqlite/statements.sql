@@ -228,7 +228,10 @@ select scheduled from history h
  limit ?4
 
 -- name: delete_finished
-delete from history where scheduled = ? and job = ?
+delete from history where (scheduled, job) in (values {rows})
+
+-- name: referring
+select scheduled, job from blob_ref indexed by blob_ref_owner where (scheduled, job) in (values {rows})
 
 -- name: empty_deleted_jobs
 select id from job j indexed by job_state
