@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
 import random  # noqa: TID251 - seeded
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import nats
+import nkeys
 import pytest
 from nats.aio.client import Client
 
@@ -21,7 +26,8 @@ from duly.adapters.nats_broker import NatsBroker
 from duly.adapters.nats_wire import Wire
 from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.sqlite_store import SqliteStore
-from duly.cluster.nats_server import NatsServers
+from duly.adapters.system_clock import SystemClock
+from duly.cluster.nats_server import NatsServer, NatsServers
 from duly.core.errors import InvalidInput, Unavailable
 from duly.core.messages import AnyMessage, Cancel, Hint, Notice
 from duly.core.model import JobId
@@ -393,6 +399,92 @@ async def test_a_login_may_come_from_the_options(shared: NatsServers, tmp_path: 
     bare = shared.urls[0].replace(f"duly:{PASSWORD}@", "")
     async with nats_broker([bare], tmp_path, prefix="p", user="duly", password=PASSWORD) as broker:
         assert broker.up.is_set()
+
+
+def _jwt(issuer: nkeys.KeyPair, subject: nkeys.KeyPair, kind: str, **claims: object) -> str:
+    """A token of NATS' own kind, signed by its issuer."""
+    public = subject.public_key.decode()
+    body = {
+        "jti": "none",
+        "iat": 1_800_000_000,
+        "iss": issuer.public_key.decode(),
+        "name": kind,
+        "sub": public,
+        "nats": {"type": kind, "version": 2, **claims},
+    }
+    parts = [
+        base64.urlsafe_b64encode(msgspec.json.encode(part)).rstrip(b"=")
+        for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, body)
+    ]
+    signed = b".".join(parts)
+    return (signed + b"." + base64.urlsafe_b64encode(issuer.sign(signed)).rstrip(b"=")).decode()
+
+
+def _pair(prefix: int) -> nkeys.KeyPair:
+    return nkeys.from_seed(bytearray(nkeys.encode_seed(os.urandom(32), prefix)))
+
+
+async def test_a_credentials_file_is_a_login(tmp_path: Path) -> None:
+    """As a NATS operator hands it out; the server knows the operator and the account only."""
+    operator, account, user = (
+        _pair(kind) for kind in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
+    )
+    limits = {"subs": -1, "data": -1, "payload": -1}
+    of_account = _jwt(
+        operator, account, "account", limits={**limits, "conn": -1, "leaf": -1, "imports": -1, "exports": -1}
+    )
+    (tmp_path / "user.creds").write_text(
+        f"-----BEGIN NATS USER JWT-----\n{_jwt(account, user, 'user', **limits)}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    server = NatsServer(
+        tmp_path / "server",
+        clock=SystemClock(),
+        password="",
+        settings=(
+            f"operator: {_jwt(operator, operator, 'operator')}\nresolver: MEMORY\n"
+            f"resolver_preload: {{ {account.public_key.decode()}: {of_account} }}\n"
+        ),
+    )
+    await server.start()
+    try:
+        address = f"nats://127.0.0.1:{server.port}"
+        async with nats_broker([address], tmp_path, prefix="p", credentials=str(tmp_path / "user.creds")) as broker:
+            await broker.subscribe("x", Listener())
+            assert await broker.request("x", Hint(shard="s0"), timeout=30 * SECOND) == Notice(kind="heard")
+        with pytest.raises(AssertionError):
+            async with nats_broker([address], tmp_path, prefix="p", within=300_000):
+                raise RuntimeError("it must not connect")
+    finally:
+        await server.stop()
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A key and its own certificate, for 127.0.0.1."""
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    request += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", *request], check=True, capture_output=True)
+    return key, certificate
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+async def test_tls_is_spoken_and_the_server_is_checked(tmp_path: Path) -> None:
+    """By the certificates that the options name; others are refused."""
+    key, certificate = _certificate(tmp_path)
+    tls = f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\n'
+    server = NatsServer(tmp_path / "server", clock=SystemClock(), password=PASSWORD, settings=tls)
+    await server.start()
+    try:
+        address = server.url.replace("nats://", "tls://")
+        async with nats_broker([address], tmp_path, prefix="p", ca=str(certificate)) as broker:
+            await broker.subscribe("x", Listener())
+            assert await broker.request("x", Hint(shard="s0"), timeout=30 * SECOND) == Notice(kind="heard")
+        with pytest.raises(AssertionError):
+            async with nats_broker([address], tmp_path, prefix="p", within=500_000):
+                raise RuntimeError("it must not connect: the system does not know this certificate")
+    finally:
+        await server.stop()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class NatsServer:
         name: str = "n0",
         settings: str = "",
     ) -> None:
-        """`settings` are further lines of its configuration."""
+        """`settings` are further lines of its configuration; without a password they say who may come in."""
         self.folder = folder
         self.name = name
         self.process: subprocess.Popen[bytes] | None = None
@@ -122,8 +122,9 @@ class NatsServer:
             f"log_file: {json.dumps(str(self.folder / 'nats.log'))}",
             "logfile_size_limit: 4MB",
             "logfile_max_num: 2",
-            f"authorization {{ {login} }}",
         ]
+        if self._password:
+            lines.append(f"authorization {{ {login} }}")
         if self.route is not None:
             routes = ", ".join(json.dumps(route) for route in self.routes)
             lines += [
