@@ -257,6 +257,34 @@ async def test_what_is_wrong_is_told_as_a_page_or_as_a_problem(house: House) -> 
         assert (await browser.get("/?minutes=99999999999999&rows=x&namespace=&done=<b>")).status_code == 200
 
 
+async def test_a_page_of_the_most_that_a_run_can_leave_is_still_light(house: House) -> None:
+    """A coloured log of megabytes, dozens of files, a long definition: at most 150 KB with all that the page loads."""
+    program = (
+        "i=0; while [ $i -lt 30000 ]; do printf '\\033[31m<\\033[0m&\\033[1m>\\033[0m line %s\\n' $i; i=$((i+1)); "
+        "done; "
+        "for n in $(seq 40); do head -c 30000 /dev/zero | tr '\\0' '<' > output/$n.txt; "
+        "seq 5000 | sed 's/$/,<&>,x/' > output/$n.csv; done"
+    )
+    task = {"kind": "command", "argv": ["sh", "-c", program], "env": {f"V{n}": "<" * 400 for n in range(60)}}
+    async with house.browser() as browser:
+        labels = {f"label-{n}": "<" * 200 for n in range(60)}
+        body = {"task": task, "schedule": "@yearly", "name": "<" * 200, "labels": labels}
+        job = (await browser.post("/v1/jobs", json=body)).json()["id"]
+        run = await browser.post(f"/v1/jobs/{job}/trigger", headers={"prefer": "wait=40"})
+        assert run.json()["state"] == "succeeded", run.text
+        for path in (
+            f"/runs/{run.json()['id']}",
+            f"/runs/{run.json()['id']}?find=line",
+            f"/jobs/{job}",
+            "/jobs",
+            "/runs",
+        ):
+            page = (await browser.get(path)).text
+            loaded = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page))
+            weight = len(page.encode()) + sum([len((await browser.get(each)).content) for each in loaded])
+            assert weight < 150_000, (path, weight)
+
+
 async def test_however_much_happens_a_page_is_sent_four_times_a_second(house: House) -> None:
     """A thousand events come as a few updates, the last one whole; each has the parts that changed, and no others."""
     async with served(house.app) as url, httpx2.AsyncClient(base_url=url, timeout=30) as client:

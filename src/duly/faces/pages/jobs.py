@@ -46,7 +46,8 @@ async def job_list(visit: Visit) -> Page:
     except InvalidInput as error:
         wrong = error.errors[0].detail if error.errors else error.detail
         found = await visit.servicer.job_summaries(query)
-    known = [*WORDS, *sorted({f"{key}={value}" for item in found.items for key, value in item.job.labels.items()})]
+    labels = {f"{key}={value}" for item in found.items for key, value in item.job.labels.items() if len(value) < 60}
+    known = [*WORDS, *sorted(labels)[:60]]
     return Page(
         "jobs.html",
         "Jobs",

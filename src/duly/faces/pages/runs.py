@@ -7,7 +7,7 @@ import io
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from duly.core.contract import OutputView, RunStateName, RunView
 from duly.core.errors import NotFound
@@ -25,11 +25,12 @@ PAGE: Final = 60
 STATES: Final[tuple[RunStateName, ...]] = (
     "running", "waiting", "dispatched", "succeeded", "failed", "cancelled", "skipped", "missed", "lost", "quarantined",
 )  # fmt: skip
-LOG_SHOWN: Final = 64 * 1024  # of each stream: its end; the whole is a download
-FOUND: Final = 500  # lines of a search
+LOG_SHOWN: Final = 16 * 1024  # of each stream: its end; the whole is a download, as a page has at most 150 KB
+HTML_SHOWN: Final = 20 * 1024  # of a log with its colours; past it, it is shown without
+FOUND: Final = 100  # lines of a search
 SEARCHED: Final = 20 * 1024 * 1024
-PREVIEWED: Final = 64 * 1024  # of a file
-ROWS: Final = 50
+PREVIEWED: Final = 12 * 1024  # of all files of a run, and of none more than half of it
+ROWS: Final = 30
 FILES: Final = 20  # with previews
 IMAGES: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 LARGEST_IMAGE: Final = 10 * 1024 * 1024
@@ -67,7 +68,10 @@ async def run_page(visit: Visit) -> Page:
     find = visit.query.get("find", "")[:200]
     log = Log(run, attempt, find)
     await log.read(visit)
-    previews = [await _preview(visit, run, output) for output in run.outputs[:FILES]]
+    previews, left = [], PREVIEWED
+    for output in run.outputs[:FILES]:
+        previews.append(await _preview(visit, run, output, min(left, PREVIEWED // 2)))
+        left -= min(output.size, left, PREVIEWED // 2)
     data: dict[str, Any] = {"run": run, "job": job, "explained": explained}
     return Page(
         "run.html",
@@ -106,6 +110,8 @@ class Log:
                 html = ansi_html(data)
                 pieces.append(html if stream == "stdout" else Markup('<span class="err">{}</span>').format(html))
         self.html = Markup().join(pieces)
+        if len(self.html) > HTML_SHOWN:
+            self.html, self.cut = Markup().join(_plain(piece) for piece in pieces), True
         if self._find:
             mark = Markup("<mark>{}</mark>").format(self._find)
             plain = Markup("{}").format(self._find)
@@ -129,24 +135,32 @@ class Log:
         async for chunk in chunks:
             read += len(chunk)
             *whole, rest = (rest + chunk).split(b"\n")
-            lines += [line[:2000] for line in whole if wanted in line]
+            lines += [line[:200] for line in whole if wanted in line]
             if len(lines) >= FOUND or read > SEARCHED:
                 self.cut = True
                 break
         if wanted in rest:
-            lines.append(rest[:2000])
+            lines.append(rest[:200])
         self.bytes += read
         self.found += len(lines)
         return b"\n".join(lines[:FOUND]) + (b"\n" if lines else b"")
 
 
-async def _preview(visit: Visit, run: RunView, output: OutputView) -> dict[str, Any]:
-    """A file as something to look at: `image`, `table`, `text`, or none of these."""
-    chunks = visit.servicer.open_blob(output.digest, start=0, end=min(output.size, PREVIEWED)) if output.size else None
+def _plain(html: Markup) -> Markup:
+    """The end of a log that has more mark-up than fits a page: its text alone."""
+    return escape(html.striptags()[-HTML_SHOWN // 3 :])
+
+
+async def _preview(visit: Visit, run: RunView, output: OutputView, limit: int) -> dict[str, Any]:
+    """A file as something to look at: `image`, `table`, `text`, or none of these. `limit` is in bytes."""
+    looked_at = min(output.size, max(limit, 16))
+    chunks = visit.servicer.open_blob(output.digest, start=0, end=looked_at) if output.size else None
     head = b"" if chunks is None else b"".join([chunk async for chunk in chunks])
-    shown: dict[str, Any] = {"file": output, "kind": "none", "cut": output.size > PREVIEWED}
+    shown: dict[str, Any] = {"file": output, "kind": "none", "cut": output.size > limit}
     if any(head.startswith(magic) for magic in IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return {**shown, "kind": "image" if output.size <= LARGEST_IMAGE else "none", "cut": False}
+    if limit < 16 < output.size:
+        return {**shown, "cut": False}
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -163,7 +177,7 @@ async def _preview(visit: Visit, run: RunView, output: OutputView) -> dict[str, 
             rows = []
         if rows:
             return {**shown, "kind": "table", "rows": rows, "cut": shown["cut"] or text.count("\n") > ROWS}
-    return {**shown, "kind": "text", "text": text[:8_000], "cut": shown["cut"] or len(text) > 8_000}
+    return {**shown, "kind": "text", "text": text}
 
 
 async def act(visit: Visit) -> Answer:
