@@ -37,8 +37,10 @@ class Session:
             "HOME": str(folder),
             "LANG": "C.UTF-8",
             "TZ": "UTC",
-            "TERM": "xterm",
+            "TERM": "dumb",  # no moving progress bars
             "NO_COLOR": "1",
+            "COLUMNS": str(WIDTH),
+            "LINES": "50",
             "DULY_PORT": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",  # as on a terminal

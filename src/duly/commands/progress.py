@@ -1,8 +1,9 @@
-"""Progress on stderr, for people: a bar on a terminal, nothing elsewhere."""
+"""Progress on stderr, for people: a bar on a terminal that can draw one, nothing elsewhere."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def _unseen(_: int) -> None:
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Advance]:
     """A bar of `total` things; call what is given with how many more are done."""
-    if not sys.stderr.isatty():
+    if not _drawable():
         yield _unseen
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,7 +34,7 @@ def counting(what: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
     """A bar of the bytes of these files; gives what to upload instead of a path, so that the bar sees it read."""
-    if not sys.stderr.isatty():
+    if not _drawable():
         yield str
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -61,7 +62,7 @@ def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
     """For work of an unknown length: the time that went by, and what was done last."""
-    if not sys.stderr.isatty():
+    if not _drawable():
         yield lambda text: None
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -90,6 +91,11 @@ class _SeenFile(io.FileIO):
         self.furthest = max(self.furthest, self.tell())
         self._seen()
         return data or b""
+
+
+def _drawable() -> bool:
+    """Whether stderr is a terminal that can take back what it has shown; one that cannot would keep an empty line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def _console() -> Any:
