@@ -115,6 +115,20 @@ async def test_occurrences_that_were_pruned_do_not_run_again_when_the_clock_is_s
     assert runs[0].scheduled_at > 1_800_000_060_000_000
 
 
+async def test_occurrences_that_were_missed_are_behind_a_job_too(stage: Stage) -> None:
+    """The last of them is on record when the clock is set back, and never began: but it ended in its time."""
+    job = await stage.create("late", "every 10s", keep={"runs": 1, "for": "1d"}, misfire="skip")
+    stage.clock.skew += 65 * SECOND
+    await stage.advance(3 * SECOND)
+    await forget(stage)
+    assert [run.state.word for run in await stage.runs(job)] == ["missed", "waiting"]
+    reached = (await stage.runs(job))[0].scheduled_at
+    stage.clock.skew -= 50 * SECOND
+    await stage.servicer.pause_job(job.id)
+    await stage.servicer.resume_job(job.id)
+    assert min(run.scheduled_at for run in await stage.runs(job) if not run.state.terminal) > reached
+
+
 async def test_a_clock_that_is_set_back_does_not_hold_up_a_job_that_has_nothing_behind_it(stage: Stage) -> None:
     """The instant before its first occurrence is of a time before it was made."""
     job = await stage.create("new", "every 10s")

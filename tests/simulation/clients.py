@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 SPOILT: Final = 0.1
-ONCE: Final = decode(
-    b'{"task": {"kind": "function", "name": "m:f"}, "schedule": "in 10s", "timeout": "12s"}', JobSpec
-)
+ONCE: Final = decode(b'{"task": {"kind": "function", "name": "m:f"}, "schedule": "in 10s", "timeout": "12s"}', JobSpec)
 CALM_BEFORE: Final = 10 * SECOND  # a shard that has refused a servicer lately may be given up by it for so long
 SCHEDULES: Final = ("every 10s", "every 15s", "every 1m", "after 8s", "after 20s", "in 10s", "in 1m", "now")
 

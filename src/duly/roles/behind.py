@@ -38,8 +38,8 @@ async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, fro
     if behind is None or behind <= before.updated_at:  # none has been since the last change
         return job, None
     if behind > now:
-        # Either the clock was set back since, or it ended ahead of its time, of which there is a record until then.
+        # Either it ended ahead of its time, of which there is a record until then, or the clock was set back since.
         found = (await store.load([(job.id, behind)]))[0]
-        if found is not None and not found[0].attempt:
+        if found is not None and not found[0].attempt and (found[0].finished_at or behind) < behind:
             behind = now
     return replace(job, reached=max(before.reached, behind)), None
