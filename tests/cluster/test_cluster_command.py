@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -44,12 +49,50 @@ def alive(pid: int) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def hooked(folder: Path) -> Iterator[list[tuple[str, str]]]:
+    """Settings with a webhook, and what it hears: events and names of jobs."""
+    heard: list[tuple[str, str]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            heard.append((event["type"].removeprefix("duly.run."), event["data"]["job"]["name"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is declared
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    (folder / "duly.toml").write_text(
+        f"""[[webhook]]
+url = "http://127.0.0.1:{server.server_port}/"
+events = ["overdue", "succeeded"]
+names = ["hello", "moon"]
+allow_private = true
+secret = "whsec_{"A" * 40}"
+"""
+    )
+    try:
+        yield heard
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+
+
 @pytest.mark.timeout(120)
 def test_a_cluster_works_ends_and_picks_up_its_data(tmp_path: Path) -> None:
     """From one command: jobs by CLI and by Python, files, one URL for all servicers; Ctrl-C ends everything."""
     directory = tmp_path / "a" / "cluster"
     directory.parent.mkdir(mode=0o700)
-    with running_cluster(directory, *SMALL, "--app", "system.marking:app", "--app", "cluster.ticking:app") as cluster:
+    with (
+        hooked(directory.parent) as heard,
+        running_cluster(directory, *SMALL, "--app", "system.marking:app", "--app", "cluster.ticking:app") as cluster,
+    ):
         done = command(cluster, "create", "--schedule", "now", "--wait", "--name", "hello", "--", "/bin/echo", "hi")
         assert done.returncode == 0, done.stderr
         assert command(cluster, "run", "log", "hello").stdout == "hi\n"
@@ -60,6 +103,9 @@ def test_a_cluster_works_ends_and_picks_up_its_data(tmp_path: Path) -> None:
             assert {shard.name for shard in duly.shards()} == {"s0", "s1"}
             tick = until(lambda: duly.jobs(name="tick").items, what="the job of the app's decorated function")[0]
             until(lambda: duly.runs(job_id=tick.id, state="succeeded").items, what="a tick")
+            duly.create(argv=["/bin/true"], schedule="now", requires={"zone": "moon"}, max_lateness="1ms", name="moon")
+            until(lambda: ("overdue", "moon") in heard, what="the scheduler's event")
+            until(lambda: ("succeeded", "hello") in heard, what="the servicer's event")
         for url in (cluster.url, *cluster.servicers):
             assert httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200
         members = cluster.ask("status")

@@ -17,6 +17,7 @@ from duly.boot import assemble
 from duly.core.instants import MILLISECOND, MINUTE, SECOND
 from duly.core.model import CommandTask, Failure, Job, JobId, Run, RunState
 from duly.core.webhook import WebhookRule, key_of
+from duly.roles.overdue import OverdueWatch
 from duly.roles.webhooks import Endpoint, Limits, Webhooks
 from duly.settings import Settings
 from duly.tasks.registry import FunctionRegistry
@@ -309,12 +310,38 @@ async def test_late_and_missed(stage: Stage) -> None:
     assert len(seen) == len(set(seen)) + seen.count("often missed") - 1
 
 
+async def test_overdue(stage: Stage) -> None:
+    """A run that no worker takes is told of once while it waits, not when it is merely due, and not by a standby."""
+    seen = told(stage)
+    scheduler = stage.node.schedulers[0]
+    leads = [True]
+    watch = OverdueWatch(
+        shard="s0",
+        store=stage.store,
+        clock=stage.clock,
+        leading=lambda: leads[0] and scheduler.leading,
+        committed=scheduler._committed,
+    )
+    await watch.start()
+    await stage.create("nobody", "in 5s", requires={"zone": "moon"}, max_lateness="10s")
+    await stage.create("somebody", "in 5s", max_lateness="10s")
+    await stage.until(14 * SECOND)
+    assert seen == ["somebody succeeded"]
+    await stage.until(40 * SECOND)
+    assert seen == ["somebody succeeded", "nobody overdue"]
+    leads[0] = False
+    await stage.create("unseen", "in 5s", requires={"zone": "moon"})
+    await stage.advance(30 * SECOND)
+    assert len(seen) == 2
+    await watch.stop()
+
+
 async def test_a_whole_duly_sends(tmp_path: Path, receiver: Receiver) -> None:
     """From a setting to a request, for what workers report and for what schedulers decide."""
     from duly.core.contract import JobSpec
     from duly.core.definition import decode
 
-    settings = Settings(dir=str(tmp_path / "d"), slots=1, webhook=[rule(receiver.url, events=["finished"])])
+    settings = Settings(dir=str(tmp_path / "d"), slots=1, webhook=[rule(receiver.url, events=["finished", "overdue"])])
     node = assemble(settings, FunctionRegistry())
     await node.start()
     try:
@@ -322,9 +349,13 @@ async def test_a_whole_duly_sends(tmp_path: Path, receiver: Receiver) -> None:
         spec = decode(msgspec.json.encode({"task": task, "schedule": "now", "name": "x"}), JobSpec)
         await node.servicer.create_job(spec)
         await receiver.until(lambda: bool(receiver.got))
+        moon = {"task": task, "schedule": "now", "max_lateness": "1ms", "requires": {"zone": "moon"}}
+        await node.servicer.create_job(decode(msgspec.json.encode(moon), JobSpec))
+        await receiver.until(lambda: len(receiver.got) == 2)
     finally:
         await node.drain()
         await node.stop()
     assert receiver.got[0].event["type"] == "duly.run.failed"
     assert receiver.got[0].headers["webhook-signature"] == signature_of(receiver.got[0])
-    assert node.servicer.webhook_views()[0].delivered == 1
+    assert receiver.got[1].event["type"] == "duly.run.overdue"
+    assert node.servicer.webhook_views()[0].delivered == 2

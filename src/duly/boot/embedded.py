@@ -12,6 +12,7 @@ import random  # noqa: TID251 - this is where chance comes in: everything else i
 import secrets
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from duly.adapters.local_broker import LocalBroker
@@ -19,13 +20,14 @@ from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
-from duly.boot.webhooks import make_webhooks
+from duly.boot.webhooks import make_webhooks, watch_overdue
 from duly.core.errors import InvalidInput
 from duly.core.model import WorkerId
 from duly.core.ring import map_slots
 from duly.ports import Blobs, Broker, Clock, Store
 from duly.roles.events import nobody
 from duly.roles.keeper import Keeper
+from duly.roles.overdue import OverdueWatch
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.servicer import Servicer
 from duly.roles.webhooks import Webhooks
@@ -55,6 +57,7 @@ class Node:
         keeper: Keeper,
         telemetry: Telemetry,
         webhooks: Webhooks | None = None,
+        watches: Sequence[OverdueWatch] = (),
     ) -> None:
         self.settings = settings
         self.store = store
@@ -67,6 +70,7 @@ class Node:
         self.keeper = keeper
         self.telemetry = telemetry
         self.webhooks = webhooks
+        self.watches = watches
 
     async def start(self) -> None:
         """Bring everything up; if a part fails to start, what had started is stopped again."""
@@ -77,6 +81,8 @@ class Node:
             await self.servicer.start()
             for scheduler in self.schedulers:
                 await scheduler.start()
+            for watch in self.watches:
+                await watch.start()
             await self.worker.start()
             await self.keeper.start()
         except BaseException:
@@ -95,6 +101,8 @@ class Node:
     async def stop(self) -> None:
         """Stop every part, whatever state it is in; the store last."""
         await self.keeper.stop()
+        for watch in self.watches:
+            await watch.stop()
         await self.worker.stop()
         for scheduler in self.schedulers:
             await scheduler.stop()
@@ -196,6 +204,7 @@ def connect(
         keeper=keeper,
         telemetry=telemetry,
         webhooks=webhooks,
+        watches=watch_overdue(webhooks, schedulers, store, clock),
     )
 
 

@@ -26,7 +26,7 @@ from duly.boot.apps import register_apps
 from duly.boot.embedded import worker_settings
 from duly.boot.parts import open_blobs, open_broker, open_stores, open_worker_broker
 from duly.boot.serving import given_listeners, host_of, listen, serving, signals, url_of
-from duly.boot.webhooks import make_webhooks
+from duly.boot.webhooks import make_webhooks, watch_overdue
 from duly.core.errors import DulyError, InvalidInput, TimedOut, Unavailable
 from duly.core.instants import MILLISECOND, SECOND
 from duly.core.model import WorkerId
@@ -198,7 +198,7 @@ async def run_scheduler(settings: Settings, *, started: Started) -> None:
             interval=settings.retention_interval,
             may_tidy=lambda: balance.first,  # one of them all
         )
-        for part in (*schedulers, balance, keeper):
+        for part in (*schedulers, *watch_overdue(webhooks, schedulers, store, clock), balance, keeper):
             stack.push_async_callback(part.stop)
             await part.start()
         async with _probed(settings, clock, list, telemetry) as told:

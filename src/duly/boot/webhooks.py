@@ -13,7 +13,9 @@ from duly.adapters.httpx_sender import HttpxSender
 from duly.adapters.system_clock import SystemClock
 from duly.core.errors import InvalidInput
 from duly.core.webhook import WebhookRule, key_of, name_of, signed_headers, trial_event
-from duly.ports import Clock, Posted
+from duly.ports import Clock, Posted, Store
+from duly.roles.overdue import OverdueWatch
+from duly.roles.scheduler import Scheduler
 from duly.roles.webhooks import Endpoint, Limits, Webhooks
 from duly.settings import Settings
 from duly.telemetry import Telemetry
@@ -30,6 +32,24 @@ def make_webhooks(settings: Settings, clock: Clock, telemetry: Telemetry) -> Web
         for index, rule in enumerate(settings.webhook)
     ]
     return Webhooks(endpoints, sender=HttpxSender(clock), clock=clock, telemetry=telemetry, dice=random.random)
+
+
+def watch_overdue(
+    webhooks: Webhooks | None, schedulers: Sequence[Scheduler], store: Store, clock: Clock
+) -> list[OverdueWatch]:
+    """One for each shard's scheduler, if a rule asks for `overdue`."""
+    if webhooks is None or not webhooks.wants("overdue"):
+        return []
+    return [
+        OverdueWatch(
+            shard=scheduler.shard,
+            store=store,
+            clock=clock,
+            leading=lambda scheduler=scheduler: scheduler.leading,  # type: ignore[misc]  # a default, not an argument
+            committed=webhooks.committed,
+        )
+        for scheduler in schedulers
+    ]
 
 
 def _keys(rule: WebhookRule, pointer: str) -> list[bytes]:

@@ -48,7 +48,7 @@ def _server(client: Client, name: str, settings: Settings) -> tuple[bool, list[F
     except (Unauthenticated, Forbidden) as error:
         return False, [Finding(name, "ok", "answers"), _refused(error, settings)]
     except DulyError as error:
-        advice = advice_for(error) or "look at the server's log"
+        advice = _mend(error)
         return False, [Finding(name, "failed", error.detail, advice)]
     same = version == __version__
     advice = "" if same else f"this is version {__version__}; use the same on both sides"
@@ -56,6 +56,11 @@ def _server(client: Client, name: str, settings: Settings) -> tuple[bool, list[F
     given = "accepted" if settings.token else "none is given, none is needed"
     found.append(Finding("token", "ok", given))
     return True, found
+
+
+def _mend(error: DulyError) -> str:
+    advice = advice_for(error)
+    return "look at the server's log" if advice is None or "duly doctor" in advice else advice
 
 
 def _refused(error: DulyError, settings: Settings) -> Finding:
@@ -121,7 +126,7 @@ def _fleet(client: Client) -> Iterator[Finding]:
                 webhook.name, webhook.state, webhook.problem, webhook.dropped, webhook.waiting, webhook.delivered
             )
     except DulyError as error:
-        yield Finding("fleet", "failed", error.detail, advice_for(error) or "look at the server's log")
+        yield Finding("fleet", "failed", error.detail, _mend(error))
 
 
 def _workers(client: Client) -> Iterator[Finding]:

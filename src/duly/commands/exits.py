@@ -24,7 +24,20 @@ _CODES: Final = {400: USAGE, 404: NOT_FOUND, 409: CONFLICT, 412: CONFLICT, 422: 
 _ADVICE: Final = {
     "unauthenticated": "give a token with --token or DULY_TOKEN; make one with: duly token create",
     "forbidden": "use a token with a wider scope; make one with: duly token create --scope operate",
-    "blob_missing": "upload the file again",
+    "blob_missing": "upload the file again: duly create does so, and so does a client's upload()",
+    "invalid_schedule": "try schedules out, without a server: duly schedule preview EXPR",
+    "idempotency_key_reused": "use another --key, or the same fields as the first time",
+    "not_found": "see what there is: duly job list, duly run list",
+    "precondition_failed": "it was changed meanwhile: look at it, then try again: duly job show",
+    "too_large": "the server's max_blob_bytes and limits say how much it takes; see: duly config show, there",
+    "overloaded": "wait a little, then try again",
+    "outcome_unknown": "look before you repeat it: it may have been done; with --key a creation can be repeated",
+    "unavailable": "see what is wrong: duly doctor",
+    "fenced": "try again; another scheduler has just taken over",
+    "wrong_shard": "try again; the job has just moved to another shard",
+    "timed_out": "it goes on without you; see: duly run list, duly run explain RUN",
+    "blob_corrupt": "restore the file from a backup of the blobs, or upload it again; then look at that disk",
+    "error": "see what is wrong: duly doctor",
     "storage_full": "make room on the disk of the server's directory",
 }
 
@@ -67,6 +80,12 @@ def advice_for(error: DulyError) -> str | None:
     """What to do next, where that is known."""
     if error.code == "unavailable" and "no server answers" in error.detail:
         return "start one with: duly up   (or name another with --server or DULY_SERVER)"
+    if "see:" in error.detail:  # it says so itself
+        return None
+    if error.code == "unauthenticated" and "expired" in error.detail:
+        return "make a new one on the server: duly token create; which have ended: duly token list"
+    if error.code == "not_found" and "token" in error.detail:
+        return "see what there is: duly token list"
     return _ADVICE.get(error.code)
 
 

@@ -26,12 +26,10 @@ from duly.core.instants import SECOND, format_instant
 from duly.core.model import Job, Run, RunState
 
 WebhookEvent = Literal[
-    "late", "retrying", "succeeded", "failed", "missed", "skipped", "cancelled", "lost", "quarantined"
+    "overdue", "late", "retrying", "succeeded", "failed", "missed", "skipped", "cancelled", "lost", "quarantined"
 ]
-Wanted = Literal[
-    "late", "retrying", "succeeded", "failed", "missed", "skipped", "cancelled", "lost", "quarantined", "finished"
-]
-USUAL: Final[tuple[Wanted, ...]] = ("late", "failed", "missed", "lost", "quarantined")  # what somebody should look at
+Wanted = WebhookEvent | Literal["finished"]
+USUAL: Final[tuple[Wanted, ...]] = ("overdue", "late", "failed", "missed", "lost", "quarantined")  # to be looked at
 MAX_RULES: Final = 50
 MAX_BODY: Final = 64 * 1024  # bytes of one event; beyond, parts of the run are left out, and named
 MAX_URL: Final = 2_000
@@ -152,7 +150,8 @@ def _globs(patterns: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def events_of(kind: str, run: Run) -> Iterator[WebhookEvent]:
-    """The events in what a role has just written: `kind` is "run.started", "run.retrying" or "run.finished".
+    """The events in what a role has just written: `kind` is "run.started", "run.retrying", "run.finished", or
+    "run.overdue" for one that still waits past its margin.
 
     A run is late once: when its first attempt was seen to start late. An attempt that was handed back unstarted is
     followed by another and is no retry.
@@ -163,13 +162,15 @@ def events_of(kind: str, run: Run) -> Iterator[WebhookEvent]:
     elif kind == "run.retrying":
         if run.attempts and run.attempts[-1].state != "released":
             yield "retrying"
+    elif kind == "run.overdue":
+        yield "overdue"
     elif kind == "run.finished" and run.state.terminal:
         yield run.state.word  # type: ignore[misc]  # every terminal state is an event
 
 
 def event_id(event: WebhookEvent, run: Run) -> str:
     """The same for the same event, whoever sends it and however often."""
-    text = f"{event}\0{run.id}\0{run.attempt if event == 'retrying' else 0}"
+    text = f"{event}\0{run.id}\0{run.attempt if event in ('retrying', 'overdue') else 0}"
     return "evt_" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

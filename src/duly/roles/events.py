@@ -25,7 +25,8 @@ KEPT: Final = 10_000  # events that a reconnecting stream can still get
 BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, and is told
 
 
-# Called with what this very process has committed: "run.started", "run.retrying" or "run.finished", the runs, and when.
+# Called with what this very process has committed, or found: "run.started", "run.retrying", "run.finished" or
+# "run.overdue", the runs, and when.
 # It never waits and never raises.
 Committed = Callable[[str, Sequence[tuple[Run, Job]], int], None]
 

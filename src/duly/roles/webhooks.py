@@ -151,6 +151,10 @@ class Webhooks(Loop):
                     if endpoint.filter.wants(event, job):
                         self._take(endpoint, _Delivery(event, run, job, at))
 
+    def wants(self, event: WebhookEvent) -> bool:
+        """Whether any rule asks for that event."""
+        return any(event in endpoint.filter.events for endpoint in self.endpoints)
+
     def views(self) -> list[WebhookView]:
         """The state of each endpoint, as this process knows it."""
         return [endpoint.view() for endpoint in self.endpoints]

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from duly.commands import terminal
+from duly.commands import exits, terminal
 from duly.commands.shown import ColouredText
+from duly.core.errors import DulyError, NotFound, Unauthenticated
 
 IDS = ("0197aaaa-0000-7000-8000-000000000000", "0197bbbb-0000-7000-8000-000000000000")
 
@@ -81,3 +82,23 @@ def test_a_log_cannot_command_the_terminal(written: bytes, shown: bytes) -> None
     assert whole.feed(written) + whole.end() == shown
     each = ColouredText()
     assert b"".join(each.feed(bytes([byte])) for byte in written) + each.end() == shown
+
+
+def test_every_error_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    """But for those that name what is wrong with the request itself."""
+
+    def below(kind: type[DulyError]) -> set[type[DulyError]]:
+        return {kind}.union(*(below(each) for each in kind.__subclasses__() if each.__module__ == "duly.core.errors"))
+
+    plain = {"invalid_input", "malformed", "conflict"}
+    for kind in below(DulyError):
+        assert kind.code in plain or exits.advice_for(kind("something")), kind
+        code = exits.guarded(lambda kind=kind: _raise(kind("something")))
+        assert code in (1, 2, 3, 4, 124)
+        assert "something" in capsys.readouterr().err
+    assert exits.advice_for(NotFound("there is no job 'x'; see: duly job list")) is None
+    assert "token list" in str(exits.advice_for(Unauthenticated("this token was revoked or has expired")))
+
+
+def _raise(error: DulyError) -> None:
+    raise error
