@@ -80,7 +80,7 @@ def advice_for(error: DulyError) -> str | None:
     """What to do next, where that is known."""
     if error.code == "unavailable" and "no server answers" in error.detail:
         return "start one with: duly up   (or name another with --server or DULY_SERVER)"
-    if "see:" in error.detail:  # it says so itself
+    if "see:" in error.detail or "for example:" in error.detail:  # it says so itself
         return None
     if error.code == "unauthenticated" and "expired" in error.detail:
         return "make a new one on the server: duly token create; which have ended: duly token list"

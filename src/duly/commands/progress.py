@@ -1,4 +1,4 @@
-"""Progress on stderr, for people: a bar on a terminal that can draw one, nothing elsewhere."""
+"""Progress on stderr, for people: a bar for what takes a while, on a terminal that can draw one; nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+MANY: Final = 50  # things, and
+LARGE: Final = 1 << 20  # bytes: what is less is done before a bar could be read
 
 Advance = Callable[[int], None]
 
@@ -20,7 +23,7 @@ def _unseen(_: int) -> None:
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Advance]:
     """A bar of `total` things; call what is given with how many more are done."""
-    if not _drawable():
+    if total < MANY or not _drawable():
         yield _unseen
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,7 +37,8 @@ def counting(what: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
     """A bar of the bytes of these files; gives what to upload instead of a path, so that the bar sees it read."""
-    if not _drawable():
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    if size < LARGE or not _drawable():
         yield str
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -42,7 +46,7 @@ def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
     files: list[_SeenFile] = []
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=_console(), transient=True) as progress:
-        task = progress.add_task("uploading", total=sum(path.stat().st_size for path in paths))
+        task = progress.add_task("uploading", total=size)
 
         def seen() -> None:
             progress.update(task, completed=sum(file.furthest for file in files))
