@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from duly.cluster.nats_server import NatsServers
 from duly.core.contract import EventView, JobView
 from duly.core.instants import SECOND
 from duly.core.messages import NOTICES, AnyMessage, News
+from duly.core.model import Job, Run
 from nats_server import eventually, nats_servers
 from roles.site import Site
 
@@ -144,3 +145,20 @@ async def test_a_log_is_followed_through_any_servicer(site: Site) -> None:
     await site.come_to(job, "succeeded")
     assert await following == b"first\nlast\n"
     assert b"".join([piece.data async for piece in live]) == b"last\n"
+
+
+async def test_each_event_has_one_sender(site: Site) -> None:
+    """What another servicer has committed is seen, and its webhooks are left to that one."""
+    told: list[tuple[int, str]] = []
+    for number, servicer in enumerate(site.servicers):
+
+        def committed(kind: str, pairs: Sequence[tuple[Run, Job]], at: int, number: int = number) -> None:
+            told.extend((number, kind) for _ in pairs if kind == "run.finished")
+
+        servicer.event_log.committed = committed
+    watcher = Watcher(site)
+    await watcher.begun()
+    job = await site.create("now", name="tell")
+    await eventually(lambda: watcher.has("run.finished", job))
+    assert told == [(0, "run.finished")]
+    await watcher.stop()
