@@ -88,7 +88,7 @@ class RunPage(msgspec.Struct, frozen=True):
 
 
 class Collision(msgspec.Struct, frozen=True):
-    """`change` wrote nothing: a run that it was to open exists and is no longer waiting, at `scheduled_at`."""
+    """`change` wrote nothing: a run that it was to open exists and waits no longer, the earliest at `scheduled_at`."""
 
     scheduled_at: int
 

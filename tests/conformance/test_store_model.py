@@ -75,7 +75,7 @@ class Model:
         was = self.jobs.get(of.id)
         if was is None or was.version != was_version:
             return None
-        for one in opened:
+        for one in sorted(opened, key=lambda each: each.scheduled_at):
             there = self.runs.get(one.key)
             if there is not None and there.state != RunState.WAITING:
                 return Collision(one.scheduled_at)

@@ -54,6 +54,21 @@ async def test_an_attempt_that_came_and_went_while_the_list_was_under_way_is_not
         assert len(bench.worker.attempts) == 0
 
 
+async def test_a_message_that_comes_after_the_list_and_after_the_end_begins_nothing(tmp_path: Path) -> None:
+    """It was held up in an outage of the broker, or its scheduler was frozen before it sent it."""
+    mark = tmp_path / "mark"
+    async with working(tmp_path, functions_in="threads", beat_every=QUICK) as bench:
+        assignment = bench.make(call("touch", str(mark)))
+        lists(bench, assignment)
+        await bench.until(lambda: bench.events.get(assignment.run.key))
+        bench.out = lambda beat: ()
+        await bench.succeeded(assignment.run)
+        await bench.assign(assignment)
+        await bench.until(lambda: bench.worker.attempts.counts["doubled"])
+        assert len(mark.read_text().split()) == 1
+        assert len(bench.worker.attempts) == 0
+
+
 async def test_an_attempt_that_was_dropped_is_handed_back_and_not_begun_again(tmp_path: Path) -> None:
     """Whether it had begun is told with it."""
     async with working(tmp_path, beat_every=QUICK) as bench:

@@ -104,7 +104,7 @@ def change(
         was = stored_job(tx.db, job.id)
         if was is None or was.version != was_version:
             return None
-        for run in opened:
+        for run in sorted(opened, key=lambda each: each.scheduled_at):
             if _past_waiting(tx.db, run):
                 return Collision(run.scheduled_at)
         for seen, name in ((begun, "begun_of_job"), (unbegun, "unbegun_of_job")):

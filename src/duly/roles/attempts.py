@@ -44,6 +44,8 @@ class Shard:
         self.fastest = (0, 0)  # fence, and the least that an Assign under it took
         self.held: dict[Lane, int] = {"process": 0, "async": 0}
         self.listings = 0  # lists of attempts that came in answers to beats
+        self.begun_listed: dict[tuple[RunKey, int], None] = {}  # of those lists: their Assign may come yet, out of an
+        # outage of the broker or from a scheduler that was frozen between its commit and its message
         self.watching: list[set[tuple[RunKey, int]]] = []  # each takes the attempts that end from now on
         self.dropped: dict[tuple[RunKey, int], bool] = {}  # attempts ended without a word → whether they had begun
 
@@ -148,6 +150,9 @@ class Attempts:
                 self.end_quietly(old)
             if run.worker != shard.id:
                 continue  # meant for what this worker was before it was lost
+            if shard.begun_listed and (key, run.attempt) in shard.begun_listed:
+                self.counts["doubled"] += 1
+                continue
             task = job.task
             wanted = lane(task)
             held = Held(run, job, key, name, wanted, offset, run.due_at - offset, arrived)
@@ -196,6 +201,13 @@ class Attempts:
             self.counts["given_back"] += 1
             shard.reporter.add(run.key, released)
         return tuple(fresh)
+
+    def remember_listed(self, shard: Shard, begun: Sequence[Assignment]) -> None:
+        """These were taken from a list: an Assign of them that comes later is a double, held still or ended."""
+        for assignment in begun:
+            shard.begun_listed[assignment.run.key, assignment.run.attempt] = None
+        while len(shard.begun_listed) > DROPPED:
+            del shard.begun_listed[next(iter(shard.begun_listed))]
 
     def _drop(self, held: Held) -> bool:
         """It is no longer held; False if it was not, so that nobody is told of it."""

@@ -315,6 +315,7 @@ class Worker(Loop):
             shard.listings += 1
             message = Assign(shard=shard.name, fence=0, number=shard.listings, batch=fresh, now=answer.now)
             self._assigned(message)
+            self.attempts.remember_listed(shard, fresh)
 
     def _ahead(self, shard: Shard) -> int:
         """How far the shard's clock is ahead of this node's own, µs; 0 while it is not known."""
@@ -333,6 +334,7 @@ class Worker(Loop):
         shard.seen = 0
         shard.recent.clear()  # schedulers count from one again for an id that is new to them
         shard.dropped.clear()
+        shard.begun_listed.clear()
         shard.trusted_until = None  # the next beat comes soon, not at once: the shard may go on saying so
 
     async def _watch(self) -> None:

@@ -95,7 +95,7 @@ OPERATIONS: Final = (
         scope=Scope.WORKER,
         namespace="none",
         returns={200: Returns("Their names", ShardNames)},
-        problems=(422,),
+        problems=(404, 422),
         handler=shards,
     ),
 )
