@@ -29,6 +29,7 @@ from duly.faces.pages.visit import Visit, read_pairs
 APART: Final = 250 * MILLISECOND
 SHARE: Final = 9  # all pages together rest for so many times what making them took
 LONGEST_APART: Final = 5 * SECOND
+UNANNOUNCED: Final = frozenset({"log"})  # grows without an event: the page may show less than the first look
 _AGO: Final = re.compile(r'(class="ago"[^>]*>)[^<]*')  # kept true by the page itself
 
 
@@ -85,7 +86,7 @@ async def _updates(
         for name in page.parts:
             html = table.site.part(now, page, name)
             digest = hashlib.blake2b(_AGO.sub(r"\1", html).encode(), digest_size=16).digest()
-            if shown.get(name) != digest and not known:
+            if shown.get(name) != digest and (not known or name in UNANNOUNCED):
                 pieces.append(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">{html}</hx-partial>')
             shown[name] = digest
         known = False
