@@ -85,7 +85,7 @@ class Process:
         self.line.cut = True
         for part in (self.balance, *self.schedulers):
             for scheduler in self.schedulers:
-                scheduler.term = None  # so that nothing is released
+                scheduler._leadership.term = None  # so that nothing is released
             await part.stop()
 
     async def leave(self) -> None:

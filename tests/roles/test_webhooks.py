@@ -277,7 +277,7 @@ def told(stage: Stage) -> list[str]:
 
     stage.servicer.event_log.committed = committed
     for scheduler in stage.node.schedulers:
-        scheduler._committed = committed
+        scheduler._committed = scheduler._recovery._committed = committed
     return seen
 
 

@@ -25,13 +25,14 @@ from duly.core.errors import DulyError
 from duly.core.machine import Dispatch, Transition, WorkerLost
 from duly.core.messages import Succeeded
 from duly.core.model import RunState
-from duly.roles import jobs, reports, scheduler
+from duly.roles import jobs, recovery, reports, scheduler
 from duly.roles.attempts import Shard
 from duly.roles.deliveries import Deliveries
 from duly.roles.jobs import JobDesk
+from duly.roles.leadership import Leadership
 from duly.roles.offset import Offset
+from duly.roles.recovery import Recovery
 from duly.roles.reports import ReportDesk
-from duly.roles.scheduler import Scheduler
 from duly.roles.worker import Worker
 from simulation.network import CALLER
 from simulation.world import simulate
@@ -121,7 +122,7 @@ def attempt_not_raised() -> contextlib.AbstractContextManager[object]:
 
 def next_run_outside_the_transaction() -> contextlib.AbstractContextManager[object]:
     """The next run is opened by a second commit after that of the dispatch."""
-    real = Scheduler._apply
+    real = Leadership.apply
 
     async def apply(self: Any, moves: Any) -> Any:
         losers = await real(self, [replace(move, opened=()) for move in moves])
@@ -132,7 +133,7 @@ def next_run_outside_the_transaction() -> contextlib.AbstractContextManager[obje
                     await real(self, [Transition(run.state, run.attempt, run.worker, run, move.opened)])
         return losers
 
-    return mock.patch.object(Scheduler, "_apply", apply)
+    return mock.patch.object(Leadership, "apply", apply)
 
 
 async def _nothing(*_: object) -> None:
@@ -146,7 +147,7 @@ def no_redelivery() -> contextlib.AbstractContextManager[object]:
 
 def lost_workers_kept() -> contextlib.AbstractContextManager[object]:
     """Runs of lost workers stay with them."""
-    return mock.patch.object(Scheduler, "_recover", _nothing)
+    return mock.patch.object(Recovery, "recover_lost", _nothing)
 
 
 def at_most_once_retried() -> contextlib.AbstractContextManager[object]:
@@ -157,7 +158,7 @@ def at_most_once_retried() -> contextlib.AbstractContextManager[object]:
             job = replace(job, delivery="at_least_once")
         return real_step(run, job, event, now, dice)
 
-    return _step_in(scheduler, step)
+    return _step_in(recovery, step)
 
 
 def misfire_fires_all() -> contextlib.AbstractContextManager[object]:
@@ -288,6 +289,7 @@ def pause_forgotten() -> contextlib.AbstractContextManager[object]:
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(JobDesk, "_reopened", reopened))
     stack.enter_context(_step_in(scheduler, step))
+    stack.enter_context(_step_in(recovery, step))
     return stack
 
 

@@ -1,20 +1,16 @@
-"""The scheduler of one shard: holds its term, keeps the near future in memory, and hands runs out ahead of time.
+"""The scheduler of one shard: keeps the near future in memory, and hands runs out ahead of time.
 
-    standby ──hold granted──▶ leading ──renewed at a third of the ttl──▶ leading
-       ▲                        │ fenced, or not renewed in time
-       └────────────────────────┘
-
-While leading, one loop does it all: refill the agenda from the store (the safety net, once a second), pick what
-is within the lead, write the dispatches and next runs in one commit under the fence, and only then tell the
-workers. Hints and ended attempts come in between and wake it; nothing polls on the way to a start. Trust in the
-term ends `MARGIN` before the lease does, by this node's monotonic clock, which may only make it stop sooner.
+While it holds the shard's term (`leadership`), one loop does it all: refill the agenda from the store (`window`: the
+safety net, once a second), look after what did not end (`recovery`), pick what is within the lead, write the
+dispatches and next runs in one commit under the fence, and only then tell the workers. Hints and ended attempts come
+in between and wake it; nothing polls on the way to a start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,7 +18,7 @@ import msgspec
 from duly.core.agenda import Agenda, Placement
 from duly.core.errors import DulyError, Fenced, OutcomeUnknown
 from duly.core.instants import MILLISECOND, SECOND
-from duly.core.machine import CancelAsked, Dispatch, Overlapped, Refusal, Transition, WorkerLost, step
+from duly.core.machine import CancelAsked, Dispatch, Overlapped, Refusal, Transition, step
 from duly.core.messages import (
     MAX_ASSIGN,
     AnyMessage,
@@ -39,17 +35,17 @@ from duly.core.messages import (
 )
 from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
 from duly.ports import Broker, Clock, Store, Subscription
-from duly.roles.deliveries import Deliveries, is_at
+from duly.roles.deliveries import Deliveries
 from duly.roles.events import Committed, nobody
+from duly.roles.leadership import Leadership
 from duly.roles.loop import Loop
 from duly.roles.quiet_fleet import QuietFleet
+from duly.roles.recovery import Recovery
 from duly.roles.window import Page, Window
 from duly.telemetry import Telemetry
 
 log = logging.getLogger("duly.scheduler")
 
-MARGIN: Final = 500 * MILLISECOND  # trust ends this long before the term does
-PAGE: Final = 4_096
 IN_FLIGHT: Final = 4  # dispatch commits under way at once
 RETRY: Final = 100 * MILLISECOND  # after the store refused, growing by as much up to the next
 LAST_RETRY: Final = 500 * MILLISECOND
@@ -85,12 +81,10 @@ class Scheduler(Loop):
         super().__init__(f"scheduler {shard}")
         self.shard = shard
         self.owner = owner
-        self.term: Term | None = None
         self._store = store
         self._broker = broker
         self._clock = clock
         self._telemetry = telemetry
-        self._dice = dice
         self._settings = settings or SchedulerSettings()
         self._committed = committed
         self._agenda = Agenda()
@@ -101,28 +95,50 @@ class Scheduler(Loop):
             width=self._settings.window,
             interval=self._settings.refill,
         )
+        self._leadership = Leadership(
+            shard=shard,
+            owner=owner,
+            store=store,
+            clock=clock,
+            telemetry=telemetry,
+            ttl=self._settings.term_ttl,
+            began=self._take_over,
+            ended=self._forget,
+        )
+        self._recovery = Recovery(
+            shard=shard,
+            store=store,
+            clock=clock,
+            telemetry=telemetry,
+            dice=dice,
+            agenda=self._agenda,
+            window=self._window,
+            leadership=self._leadership,
+            committed=committed,
+        )
         self._deliveries = Deliveries(
             store=store, clock=clock, agenda=self._agenda, worker_ttl=self._settings.worker_ttl
         )
         self._quiet = QuietFleet(shard=shard, store=store, clock=clock, agenda=self._agenda)
         self.reluctance = 0  # by how many shards this process leads more than another one: it asks less often for more
         self._wake = asyncio.Event()
-        self._trusted_until = 0
         self._resting_until = 0
         self._handing_over: asyncio.Event | None = None  # set once it is done
         self._refusals = 0  # of the store, in a row
-        self._next_renewal = 0
         self._next_recovery = 0
-        self._in_doubt = False  # a dispatch under the present fence may still be on its way
-        self._unclear_until = 0  # monotonic: the clock went back lately, so that leases and due times do not compare
         self._in_flight: set[asyncio.Task[None]] = set()
         self._numbers: dict[WorkerId, int] = {}
         self._subscriptions: list[Subscription] = []
 
     @property
+    def term(self) -> Term | None:
+        """The term that is held."""
+        return self._leadership.term
+
+    @property
     def leading(self) -> bool:
         """True while the term is held and trusted."""
-        return self.term is not None and self._clock.monotonic() < self._trusted_until
+        return self._leadership.trusted
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -134,14 +150,14 @@ class Scheduler(Loop):
     async def _drain(self) -> None:
         """Hand the term over at once."""
         await self._settle()
-        await self._release()
+        await self._leadership.release("shutting down")
 
     async def _down(self) -> None:
         for subscription in self._subscriptions:
             await subscription.stop()
         self._subscriptions.clear()
         await self._settle()
-        await self._release()
+        await self._leadership.release("shutting down")
 
     async def hand_over(self, rest: int) -> None:
         """Let another scheduler have the term: returns once it is released. Not asked for again for `rest` µs."""
@@ -157,15 +173,6 @@ class Scheduler(Loop):
         if self.term is None:
             self._wake.set()
 
-    async def _release(self, why: str = "shutting down") -> None:
-        if self.term is None:
-            return
-        self._step_down(why)
-        try:
-            await self._store.hold(self.shard, self.owner, 0, release=True)
-        except DulyError as error:
-            log.warning("shard %s: the term was not released, it will run out: %s", self.shard, error)
-
     async def _settle(self) -> None:
         if self._in_flight:
             await asyncio.gather(*self._in_flight, return_exceptions=True)
@@ -177,7 +184,7 @@ class Scheduler(Loop):
             try:
                 if self._handing_over is not None:
                     await self._let_go(self._handing_over)
-                if self._clock.monotonic() < self._resting_until or not await self._held():
+                if self._clock.monotonic() < self._resting_until or not await self._leadership.hold():
                     self._refusals = 0
                     await self._clock.wait(self._wake, self._standby_pause())
                     self._wake.clear()
@@ -185,7 +192,7 @@ class Scheduler(Loop):
                 await self._turn()
                 self._refusals = 0
             except Fenced:
-                self._step_down("fenced")
+                self._leadership.step_down("fenced")
             except DulyError as error:
                 self._refusals += 1
                 level = logging.WARNING if self._refusals == 1 else logging.DEBUG
@@ -197,7 +204,7 @@ class Scheduler(Loop):
         self._handing_over = None
         try:
             await self._settle()
-            await self._release("handed over")
+            await self._leadership.release("handed over")
         finally:
             done.set()
 
@@ -206,63 +213,21 @@ class Scheduler(Loop):
         ttl = self._settings.term_ttl
         return min(ttl // 6 * (1 + self.reluctance), ttl // 3)
 
-    async def _held(self) -> bool:
-        """Take or renew the term when it is time; True while it is held and trusted."""
-        asked_at = self._clock.monotonic()
-        if self.term is not None and asked_at < self._next_renewal:
-            return True
-        if self.term is not None and asked_at >= self._trusted_until:
-            self._step_down("not renewed in time")
-        if self._in_doubt:
-            await self._store.hold(self.shard, self.owner, 0, release=True)  # the next fence refuses what comes late
-            self._in_doubt = False
-        ttl = self._settings.term_ttl
-        term = await self._store.hold(self.shard, self.owner, ttl)
-        if term.owner != self.owner:
-            self._step_down(f"held by {term.owner}")
-            return False
-        self._trusted_until = asked_at + ttl - MARGIN
-        self._next_renewal = asked_at + ttl // 3
-        if self.term is None or self.term.fence != term.fence:
-            self.term = term
-            try:
-                await self._take_over()
-            except BaseException:  # whoever leads without knowing what is out lets runs overlap
-                self._step_down("taking over failed")
-                raise
-            if self._in_doubt:  # a dispatch of before, which had to end first
-                self._step_down("what became of a dispatch is unknown")
-                return False
-        self.term = term
-        return self.leading
+    async def _take_over(self) -> None:
+        """A term begins: what is out must be known before the first dispatch."""
+        await self._settle()  # a dispatch that commits after the reading would be out without being known
+        self._agenda.clear()
+        self._deliveries.begin()
+        await self._recovery.take_over()
+        self._window.reset()
+        self._next_recovery = 0
 
-    def _step_down(self, why: str) -> None:
-        if self.term is not None:
-            log.info("shard %s: no longer leading: %s", self.shard, why)
-            self._telemetry.fence(self.shard, 0)
-        self.term = None
+    def _forget(self) -> None:
+        """The term is over."""
         self._agenda.clear()
         self._quiet.forget()
         self._deliveries.forget()
         self._window.reset()
-
-    async def _take_over(self) -> None:
-        """Read what is out, so that overlap and slots are known from the first dispatch on."""
-        assert self.term is not None
-        log.info("shard %s: leading as %s, fence %d", self.shard, self.owner, self.term.fence)
-        self._telemetry.fence(self.shard, self.term.fence)
-        await self._settle()  # a dispatch that commits after the reading would be out without being known
-        self._agenda.clear()
-        self._deliveries.begin()
-        after: RunKey | None = None
-        while True:
-            page = await self._store.active(self.shard, after, PAGE)
-            self._agenda.take_over(page)
-            if len(page) < PAGE:
-                break
-            after = page[-1][0].key
-        self._window.reset()
-        self._next_recovery = 0
 
     async def _turn(self) -> None:
         """One round: refill, recover, decide overlaps, dispatch; then wait for the next thing to do."""
@@ -274,7 +239,7 @@ class Scheduler(Loop):
             self.spawn(self._refill(page, now), "refill")
         if monotonic >= self._next_recovery:
             self._next_recovery = monotonic + self._settings.refill
-            await self._recover(now)
+            await self._recovery.recover_lost(now)
             await self._deliveries.forget_silent()
             await self._quiet.look(now, self._deliveries.heard, self._deliveries.committing)
         await self._decide_overlaps(now)
@@ -299,23 +264,21 @@ class Scheduler(Loop):
             log.warning("shard %s: its clock was set by %+.3f s", self.shard, step / SECOND)
             self._window.next_reading = after
         if step < 0:
-            self._unclear_until = after + 2 * self._settings.worker_ttl
+            self._recovery.unclear_until = after + 2 * self._settings.worker_ttl
             self._agenda.replan()
         return now
 
     def _pause(self, now: int, monotonic: int) -> int:
         """µs until there is something to do without being woken."""
-        until = min(self._window.next_reading, self._next_recovery, self._next_renewal) - monotonic
+        until = min(self._window.next_reading, self._next_recovery, self._leadership.next_renewal) - monotonic
         next_wake = self._agenda.next_wake(self._settings.lead)
         if next_wake is not None:
             until = min(until, next_wake - now)
         return max(0, until)
 
     async def _refill(self, page: Page, now: int) -> None:
-        term = self.term
-        await self._window.read(
-            page, now, lambda: self.term is not None and term is not None and self.term.fence == term.fence
-        )
+        fence = None if self.term is None else self.term.fence
+        await self._window.read(page, now, lambda: self._leadership.is_under(fence))
         self._telemetry.agenda(self.shard, len(self._agenda))
         self._wake.set()
 
@@ -334,7 +297,7 @@ class Scheduler(Loop):
         try:
             await self._dispatch(placements, now)
         except Fenced:
-            self._step_down("fenced")
+            self._leadership.step_down("fenced")
         except DulyError as error:
             log.warning("shard %s: a dispatch of %d runs: %s", self.shard, len(placements), error)
 
@@ -353,10 +316,9 @@ class Scheduler(Loop):
         committing = [(placement.run.key, placement.run.attempt + 1) for placement in given]
         self._deliveries.committing.update(committing)
         try:
-            losers = set(await self._apply(transitions))
+            losers = set(await self._leadership.apply(transitions))
         except OutcomeUnknown:
-            self._in_doubt = True
-            self._step_down("what became of a dispatch is unknown")  # taking over again reads what is out
+            self._leadership.doubt()
             raise
         except BaseException:
             for placement in given:  # nothing was written; the refill brings back what waits
@@ -382,25 +344,11 @@ class Scheduler(Loop):
                 self._telemetry.runs_ended([run])
                 ended.append((run, placement.job))
                 ended += [(each, placement.job) for each in transition.opened if each.state.terminal]
-        self._agenda.add([pair for pair in opened if self._is_near(pair[0], now)], now)
+        self._window.add(opened, now)
         for worker, batch in batches.items():
             await self._assign(worker, batch, now)
         self._telemetry.runs_dispatched(sent)
         self._committed("run.finished", ended, now)
-
-    def _is_near(self, run: Run, now: int) -> bool:
-        return run.state == RunState.WAITING and run.due_at <= now + self._settings.window
-
-    async def _apply(self, transitions: Sequence[Transition]) -> list[int]:
-        if not transitions:
-            return []
-        if self.term is None or not self.leading:
-            raise Fenced("the term ran out before the commit")
-        try:
-            return await self._store.apply(transitions, shard=self.shard, fence=self.term.fence)
-        except Fenced:
-            self._step_down("fenced")
-            raise
 
     async def _assign(self, worker: WorkerId, batch: list[Assignment], now: int) -> None:
         if self.term is None:
@@ -417,7 +365,7 @@ class Scheduler(Loop):
         )
         await self._broker.publish(inbox(worker), message)
 
-    # -- overlap and recovery -------------------------------------------------------------------------------
+    # -- overlap --------------------------------------------------------------------------------------------
 
     async def _decide_overlaps(self, now: int) -> None:
         """Runs that are due while their job's previous run is out: skipped, kept waiting, or it is cancelled."""
@@ -428,10 +376,10 @@ class Scheduler(Loop):
             outcome = step(run, job, Overlapped(), now)
             if isinstance(outcome, Transition):
                 self._agenda.forget(run.key)
-                if not await self._apply([outcome]):
+                if not await self._leadership.apply([outcome]):
                     self._telemetry.runs_ended([outcome.run])
                     self._committed("run.finished", [(outcome.run, job)], now)
-                    self._agenda.add([(opened, job) for opened in outcome.opened if self._is_near(opened, now)], now)
+                    self._window.add([(opened, job) for opened in outcome.opened], now)
             elif job.overlap == "cancel_running":
                 for key, attempt, worker in out:
                     await self._cancel(key, attempt, worker, now)
@@ -446,64 +394,8 @@ class Scheduler(Loop):
         reason = "overlap: the next run is due"
         outcome = step(found[0], found[1], CancelAsked(reason), now)
         if isinstance(outcome, Transition):
-            await self._apply([outcome])
+            await self._leadership.apply([outcome])
         await self._broker.publish(inbox(worker), Cancel(key=key, attempt=attempt, reason=reason))
-
-    async def _recover(self, now: int) -> None:
-        """Runs whose worker's lease has ended become new attempts, or what their job says."""
-        while True:
-            page = await self._store.expired(self.shard, MAX_ASSIGN)
-            if not page:
-                return
-            transitions: list[Transition] = []
-            pairs: list[tuple[Run, Job]] = []
-            for run, job, worker in page:
-                lease_until = now if worker is None else worker.lease_until
-                if self._clock.monotonic() < self._unclear_until:
-                    lease_until = max(lease_until, run.due_at + 1)  # it may have begun, by the clock as it was
-                event = WorkerLost(attempt=run.attempt, worker=run.worker, lease_until=lease_until)
-                outcome = step(run, job, event, now, self._dice())
-                if isinstance(outcome, Transition):
-                    transitions.append(outcome)
-                    pairs.append((run, job))
-                if run.worker in self._agenda.seats:
-                    self._agenda.unseat(run.worker)
-                    self._telemetry.worker_lost()
-            await self._carry_out(transitions, pairs, now)
-            if len(page) < MAX_ASSIGN or not transitions:
-                return
-
-    async def _carry_out(self, transitions: list[Transition], pairs: list[tuple[Run, Job]], now: int) -> None:
-        """Apply what recovery decided, and take into the agenda what waits again."""
-        losers = set(await self._apply(transitions))
-        for index, (transition, (run, job)) in enumerate(zip(transitions, pairs, strict=True)):
-            if index in losers:
-                continue  # it changed meanwhile: if it still is not there, that will be noticed again
-            self._agenda.ended(run.key, run.attempt)
-            if transition.run.state.terminal:
-                self._telemetry.runs_ended([transition.run])
-                self._committed("run.finished", [(transition.run, job)], now)
-            else:
-                self._telemetry.attempt_retried()
-                self._committed("run.retrying", [(transition.run, job)], now)
-            opened = [transition.run, *transition.opened]
-            self._agenda.add([(each, job) for each in opened if self._is_near(each, now)], now)
-
-    async def _not_there(self, worker: WorkerId, attempts: list[tuple[RunKey, int]], now: int) -> None:
-        """What the store has at this worker waits again, or is lost as its job says; the rest is not out any more."""
-        found = await self._store.load([key for key, _ in attempts])
-        transitions: list[Transition] = []
-        pairs: list[tuple[Run, Job]] = []
-        for (key, attempt), pair in zip(attempts, found, strict=True):
-            if pair is None or not is_at(pair[0], attempt, worker):
-                self._agenda.ended(key, attempt)
-                continue
-            event = WorkerLost(attempt=attempt, worker=worker, lease_until=now, delivered=False)
-            outcome = step(pair[0], pair[1], event, now, self._dice())
-            if isinstance(outcome, Transition):
-                transitions.append(outcome)
-                pairs.append(pair)
-        await self._carry_out(transitions, pairs, now)
 
     # -- what others tell -----------------------------------------------------------------------------------
 
@@ -516,12 +408,12 @@ class Scheduler(Loop):
             case Hint(shard=self.shard):
                 for job_id in message.changed:
                     self._agenda.forget_job(job_id)
-                self._agenda.add([pair for pair in message.runs if self._is_near(pair[0], now)], now)
+                self._window.add(message.runs, now)
             case Ended(shard=self.shard):
                 for key, attempt in message.keys:
                     self._agenda.ended(key, attempt)
                 self._agenda.offer(message.worker, message.capacity)
-                self._agenda.add([pair for pair in message.opened if self._is_near(pair[0], now)], now)
+                self._window.add(message.opened, now)
             case _:
                 return
         self._wake.set()
@@ -540,7 +432,7 @@ class Scheduler(Loop):
         self._agenda.seat(written, message.capacity)
         overdue = self._deliveries.overdue(written.id, message.held) if fresh else []
         if overdue:
-            await self._not_there(written.id, overdue, now)
+            await self._recovery.recover_undelivered(written.id, overdue, now)
         stale = await self._deliveries.stale(written.id, message.held)
         self._wake.set()
         # The worker counts the lease from the moment it asked, so it is told how long that is: the clock may have

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from duly.core.agenda import Agenda
 from duly.core.errors import DulyError
-from duly.core.model import JobId, RunKey
+from duly.core.model import Job, JobId, Run, RunKey, RunState
 from duly.ports import Store
 
 log = logging.getLogger("duly.scheduler")
@@ -49,6 +49,12 @@ class Window:
         """The agenda was emptied: read from the start, at once. A reading under way is for nothing."""
         self._cursor = None
         self.next_reading = 0
+
+    def add(self, pairs: Iterable[tuple[Run, Job]], now: int) -> None:
+        """Take into the agenda those that wait and are due within the window: what the store has just been given."""
+        horizon = now + self._width
+        near = [pair for pair in pairs if pair[0].state == RunState.WAITING and pair[0].due_at <= horizon]
+        self._agenda.add(near, now)
 
     def begin(self, monotonic: int) -> Page | None:
         """The page to read now, if it is time to read and nothing is being read; to be given to `read`."""
