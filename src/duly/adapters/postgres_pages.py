@@ -16,11 +16,12 @@ it: the plan is a walk along an index, whatever the statistics say.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import asyncpg
 
 from duly.adapters.rows import to_finished_run, to_run
+from duly.adapters.run_sources import BUDGET, UNBOUNDED, RunSources, Source, run_parameters
 from duly.core.model import Run, RunState
 from duly.core.paging import (
     JobPosition,
@@ -30,7 +31,6 @@ from duly.core.paging import (
     merge,
     page_limit,
     run_cursor,
-    run_position,
 )
 from duly.ports import JobQuery, RunQuery
 
@@ -39,11 +39,6 @@ begin isolation level repeatable read, read only; set local idle_in_transaction_
 set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_hashjoin = off;
 set local enable_mergejoin = off; set local enable_sort = off; set local jit = off;
 """
-BUDGET: Final = 200_000  # rows that one source may pass over for one page: about 0.1–0.2 s
-
-_FIRST: Final = (-(2**63), "")
-_LAST: Final = (2**63 - 1, "\U0010ffff")
-_UNBOUNDED: Final = 2**31
 
 
 class _Values:
@@ -74,15 +69,6 @@ def _p(name: str) -> str:
     return f"\0{name}\0"
 
 
-class _Source(NamedTuple):
-    """A stretch to walk. `walk` is the FROM and WHERE of its rows; `finished` ones are whole documents."""
-
-    walk: str
-    finished: bool
-    by_due: bool = False
-    budget: int = BUDGET
-
-
 # -- runs ---------------------------------------------------------------------------------------------------
 
 # top/low bound a walk by (scheduled, job); from/to bound scheduled alone, within one job.
@@ -94,45 +80,26 @@ def _between(column: str, job: str = "job") -> str:
     return f"({column}, {job}) > {low} and ({column}, {job}) < {top}"
 
 
-_HISTORY_OF_JOB: Final = _Source(f"duly.history where {_BY_JOB}", True)
-_HISTORY_LATE: Final = _Source(f"duly.history where late and {_between('scheduled')}", True)
-_HISTORY_IN_TIME: Final = _Source(f"duly.history where {_between('scheduled')}", True)
-_HOT_OF_JOB: Final = _Source(f"duly.run where {_BY_JOB}", False)
-_HOT_LATE: Final = _Source(f"duly.run where late and {_between('scheduled')}", False)
-_HOT_MOVED: Final = _Source(f"duly.run where due <> scheduled and {_between('scheduled')}", False)
-_HOT_ON_TIME: Final = _Source(f"duly.run where due = scheduled and {_between('due')}", False, by_due=True)
-# What the fleet holds is bounded by the fleet, so it is sorted rather than walked.
-_ACTIVE: Final = _Source(
-    f"(select r.* from duly.held h join duly.run r using (job, scheduled)) held where {_between('scheduled')}",
-    False,
-    budget=_UNBOUNDED,
+def _history_in_state(state: RunState) -> Source:
+    return Source(f"duly.history where state = {int(state)} and state <> 3 and {_between('scheduled')}", True)
+
+
+_SOURCES: Final = RunSources(
+    history_of_job=Source(f"duly.history where {_BY_JOB}", True),
+    history_late=Source(f"duly.history where late and {_between('scheduled')}", True),
+    history_in_state=_history_in_state,
+    history_in_time=Source(f"duly.history where {_between('scheduled')}", True),
+    hot_of_job=Source(f"duly.run where {_BY_JOB}", False),
+    hot_late=Source(f"duly.run where late and {_between('scheduled')}", False),
+    # What the fleet holds is bounded by the fleet, so it is sorted rather than walked.
+    hot_active=Source(
+        f"(select r.* from duly.held h join duly.run r using (job, scheduled)) held where {_between('scheduled')}",
+        False,
+        budget=UNBOUNDED,
+    ),
+    hot_on_time=Source(f"duly.run where due = scheduled and {_between('due')}", False, by_due=True),
+    hot_moved=Source(f"duly.run where due <> scheduled and {_between('scheduled')}", False),
 )
-
-
-def _history_in_state(state: RunState) -> _Source:
-    return _Source(f"duly.history where state = {int(state)} and state <> 3 and {_between('scheduled')}", True)
-
-
-def _run_sources(query: RunQuery) -> list[_Source]:
-    ended = [state for state in query.states if state.terminal]
-    hot = [state for state in query.states if not state.terminal]
-    with_ended, with_hot = bool(ended or not hot), bool(hot or not ended)
-    if query.job_id is not None:
-        return [_HISTORY_OF_JOB] * with_ended + [_HOT_OF_JOB] * with_hot
-    sources = []
-    if with_ended and query.late:
-        sources.append(_HISTORY_LATE)
-    elif with_ended and ended and RunState.SUCCEEDED not in ended:
-        sources += [_history_in_state(state) for state in set(ended)]
-    elif with_ended:
-        sources.append(_HISTORY_IN_TIME)
-    if with_hot and query.late:
-        sources.append(_HOT_LATE)
-    elif with_hot and (query.worker or (hot and RunState.WAITING not in hot)):
-        sources.append(_ACTIVE)
-    elif with_hot:
-        sources += [_HOT_ON_TIME, _HOT_MOVED]
-    return sources
 
 
 def _run_filters(query: RunQuery) -> str:
@@ -151,33 +118,11 @@ def _run_filters(query: RunQuery) -> str:
 async def page_runs(db: asyncpg.Connection, query: RunQuery) -> tuple[list[Run], str | None]:
     """One page of runs and the next cursor, inside a transaction that `BEGIN` began."""
     limit = page_limit(query.limit)
-    at = None if query.cursor is None else run_position(query.cursor)
-    low: RunPosition = _FIRST if query.since is None else (query.since, "")
-    top: RunPosition = _LAST if query.until is None else (query.until, "")
-    if at is not None and query.oldest_first:
-        low = max(low, at)
-    elif at is not None:
-        top = min(top, at)
-    values: dict[str, Any] = {
-        "low": low[0],
-        "low_job": low[1],
-        "top": top[0],
-        "top_job": top[1],
-        "late": query.late,
-        "worker": query.worker,
-        "namespace": query.namespace,
-        "n": limit + 1,
-    }
-    if query.job_id is not None:
-        values |= {
-            "job": query.job_id,
-            "from": low[0] + (low[1] >= query.job_id),
-            "to": top[0] + (query.job_id < top[1]) if top != _LAST else _LAST[0],
-        }
+    values = run_parameters(query)
     direction = "asc" if query.oldest_first else "desc"
     found: list[tuple[RunPosition, Run]] = []
     reaches: list[RunPosition] = []
-    for source in _run_sources(query):
+    for source in _SOURCES.answering(query):
         rows, reach = await _walk_runs(db, source, _run_filters(query), direction, values)
         found += rows
         if reach is not None:
@@ -187,7 +132,7 @@ async def page_runs(db: asyncpg.Connection, query: RunQuery) -> tuple[list[Run],
 
 
 async def _walk_runs(
-    db: asyncpg.Connection, source: _Source, filters: str, direction: str, values: dict[str, Any]
+    db: asyncpg.Connection, source: Source, filters: str, direction: str, values: dict[str, Any]
 ) -> tuple[list[tuple[RunPosition, Run]], RunPosition | None]:
     order = f"order by {'due' if source.by_due else 'scheduled'} {direction}, job {direction}"
     rest = "doc" if source.finished else "due, state, attempt, worker, dispatched, doc"
@@ -204,7 +149,7 @@ async def _walk_runs(
     ]
     if len(rows) == values["n"]:
         return rows, rows[-1][0]
-    if source.budget == _UNBOUNDED:
+    if source.budget == UNBOUNDED:
         return rows, None
     end = f"select scheduled, job from {source.walk} {order} limit 1 offset {_p('last')}"
     found = await _fetch(db, end, values)
@@ -226,7 +171,7 @@ def _job_walk(query: JobQuery, bound: str) -> tuple[str, int]:
     """FROM and WHERE of the rows to look at, and the budget."""
     by_name = query.order in ("name", "-name")
     if query.running:
-        return f"duly.job j where id in ({_RUNNING}) and {bound}", _UNBOUNDED
+        return f"duly.job j where id in ({_RUNNING}) and {bound}", UNBOUNDED
     if query.name is not None:
         return f"duly.job j where name = {_p('name')} and {bound}", BUDGET
     if by_name:
@@ -300,7 +245,7 @@ async def page_jobs(db: asyncpg.Connection, query: JobQuery) -> tuple[list[str],
     reaches: list[JobPosition] = []
     if len(found) > limit:
         reaches.append(found[-1][0])
-    elif budget != _UNBOUNDED:
+    elif budget != UNBOUNDED:
         end = f"select name, id from {walk} {order} limit 1 offset {_p('last')}"
         reaches += [(name, key) if by_name else (key,) for name, key in await _fetch(db, end, values)]
     page, next_position = merge(found, reaches, limit, descending=descending)

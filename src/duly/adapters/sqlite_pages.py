@@ -13,11 +13,12 @@ reach is left to the next page: a page may be short, even empty, and still have 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import apsw
 
 from duly.adapters.rows import to_finished_run, to_run
+from duly.adapters.run_sources import BUDGET, UNBOUNDED, RunSources, Source, run_parameters
 from duly.core.model import Run, RunState
 from duly.core.paging import (
     JobPosition,
@@ -27,24 +28,10 @@ from duly.core.paging import (
     merge,
     page_limit,
     run_cursor,
-    run_position,
 )
 from duly.ports import JobQuery, RunQuery
 
-BUDGET: Final = 200_000  # rows that one source may pass over for one page: about 0.1–0.2 s
-
-_FIRST: Final = (-(2**63), "")
-_LAST: Final = (2**63 - 1, "\U0010ffff")
-
 Params = dict[str, Any]
-
-
-class _Source(NamedTuple):
-    """A stretch to walk. `walk` is the FROM and WHERE of its rows; `finished` ones are whole documents."""
-
-    walk: str
-    finished: bool
-    budget: int = BUDGET
 
 
 # -- runs ---------------------------------------------------------------------------------------------------
@@ -54,41 +41,23 @@ _BY_JOB = "job = :job and scheduled >= :from and scheduled < :to"
 _BY_TIME = "(scheduled, job) > (:low, :low_job) and (scheduled, job) < (:top, :top_job)"
 _BY_DUE = "(due, job) > (:low, :low_job) and (due, job) < (:top, :top_job)"
 
-_HISTORY_OF_JOB = _Source(f"history indexed by history_job where {_BY_JOB}", True)
-_HISTORY_LATE = _Source(f"history indexed by history_late where late <> 0 and {_BY_TIME}", True)
-_HISTORY_IN_TIME = _Source(f"history where {_BY_TIME}", True)
-_HOT_OF_JOB = _Source(f"run indexed by run_key where {_BY_JOB}", False)
-_HOT_LATE = _Source(f"run indexed by run_late where late <> 0 and {_BY_TIME}", False)
-_HOT_MOVED = _Source(f"run indexed by run_moved where due <> scheduled and {_BY_TIME}", False)
-_HOT_ON_TIME = _Source(f"run where due = scheduled and {_BY_DUE}", False)
-# What the fleet holds is bounded by the fleet, so it is sorted rather than walked.
-_ACTIVE = _Source(f"run indexed by run_active where state <> 0 and {_BY_TIME}", False, 2**31)
+
+def _history_in_state(state: RunState) -> Source:
+    return Source(f"history indexed by history_state where state = {int(state)} and state <> 3 and {_BY_TIME}", True)
 
 
-def _history_in_state(state: RunState) -> _Source:
-    return _Source(f"history indexed by history_state where state = {int(state)} and state <> 3 and {_BY_TIME}", True)
-
-
-def _run_sources(query: RunQuery) -> list[_Source]:
-    ended = [state for state in query.states if state.terminal]
-    hot = [state for state in query.states if not state.terminal]
-    with_ended, with_hot = bool(ended or not hot), bool(hot or not ended)
-    if query.job_id is not None:
-        return [_HISTORY_OF_JOB] * with_ended + [_HOT_OF_JOB] * with_hot
-    sources = []
-    if with_ended and query.late:
-        sources.append(_HISTORY_LATE)
-    elif with_ended and ended and RunState.SUCCEEDED not in ended:
-        sources += [_history_in_state(state) for state in set(ended)]
-    elif with_ended:
-        sources.append(_HISTORY_IN_TIME)
-    if with_hot and query.late:
-        sources.append(_HOT_LATE)
-    elif with_hot and (query.worker or (hot and RunState.WAITING not in hot)):
-        sources.append(_ACTIVE)
-    elif with_hot:
-        sources += [_HOT_ON_TIME, _HOT_MOVED]
-    return sources
+_SOURCES: Final = RunSources(
+    history_of_job=Source(f"history indexed by history_job where {_BY_JOB}", True),
+    history_late=Source(f"history indexed by history_late where late <> 0 and {_BY_TIME}", True),
+    history_in_state=_history_in_state,
+    history_in_time=Source(f"history where {_BY_TIME}", True),
+    hot_of_job=Source(f"run indexed by run_key where {_BY_JOB}", False),
+    hot_late=Source(f"run indexed by run_late where late <> 0 and {_BY_TIME}", False),
+    # What the fleet holds is bounded by the fleet, so it is sorted rather than walked.
+    hot_active=Source(f"run indexed by run_active where state <> 0 and {_BY_TIME}", False, budget=UNBOUNDED),
+    hot_on_time=Source(f"run where due = scheduled and {_BY_DUE}", False, by_due=True),
+    hot_moved=Source(f"run indexed by run_moved where due <> scheduled and {_BY_TIME}", False),
+)
 
 
 def _run_filters(query: RunQuery) -> str:
@@ -107,34 +76,12 @@ def _run_filters(query: RunQuery) -> str:
 def page_runs(db: apsw.Connection, query: RunQuery) -> tuple[list[Run], str | None]:
     """One page of runs and the next cursor. Reads one snapshot if the caller holds a transaction."""
     limit = page_limit(query.limit)
-    at = None if query.cursor is None else run_position(query.cursor)
-    low: RunPosition = _FIRST if query.since is None else (query.since, "")
-    top: RunPosition = _LAST if query.until is None else (query.until, "")
-    if at is not None and query.oldest_first:
-        low = max(low, at)
-    elif at is not None:
-        top = min(top, at)
-    params: Params = {
-        "low": low[0],
-        "low_job": low[1],
-        "top": top[0],
-        "top_job": top[1],
-        "late": query.late,
-        "worker": query.worker,
-        "namespace": query.namespace,
-        "n": limit + 1,
-    }
-    if query.job_id is not None:
-        params |= {
-            "job": query.job_id,
-            "from": low[0] + (low[1] >= query.job_id),
-            "to": top[0] + (query.job_id < top[1]) if top != _LAST else _LAST[0],
-        }
+    params = run_parameters(query)
     direction = "asc" if query.oldest_first else "desc"
     filters = _run_filters(query)
     found: list[tuple[RunPosition, Run]] = []
     reaches: list[RunPosition] = []
-    for source in _run_sources(query):
+    for source in _SOURCES.answering(query):
         rows, reach = _walk_runs(db, source, filters, direction, params)
         found += rows
         if reach is not None:
@@ -144,11 +91,9 @@ def page_runs(db: apsw.Connection, query: RunQuery) -> tuple[list[Run], str | No
 
 
 def _walk_runs(
-    db: apsw.Connection, source: _Source, filters: str, direction: str, params: Params
+    db: apsw.Connection, source: Source, filters: str, direction: str, params: Params
 ) -> tuple[list[tuple[RunPosition, Run]], RunPosition | None]:
-    order = f"order by scheduled {direction}, job {direction}"
-    if source is _HOT_ON_TIME:
-        order = f"order by due {direction}, job {direction}"
+    order = f"order by {'due' if source.by_due else 'scheduled'} {direction}, job {direction}"
     columns = "scheduled, job, state, late, worker" if source.finished else "scheduled, job, state, late, worker, due"
     # The documents are fetched for the rows that are shown only: hence the join with the same table.
     if source.finished:
@@ -184,7 +129,7 @@ def _job_walk(query: JobQuery, bound: str) -> tuple[str, int]:
     """FROM and WHERE of the rows to look at, and the budget."""
     by_name = query.order in ("name", "-name")
     if query.running:
-        return f"job where id in ({_RUNNING}) and {bound}", 2**31
+        return f"job where id in ({_RUNNING}) and {bound}", UNBOUNDED
     if query.name is not None:
         return f"job indexed by job_name where name = :name and {bound}", BUDGET
     if by_name:
