@@ -34,6 +34,14 @@ async def add_async(a: int, b: int = 1) -> int:
     return a + b
 
 
+def wall() -> int:
+    return time.time_ns() // 1_000
+
+
+async def wall_async() -> int:
+    return time.time_ns() // 1_000
+
+
 def fail(text: str) -> None:
     raise ValueError(text)
 

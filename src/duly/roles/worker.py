@@ -150,6 +150,7 @@ class Worker(Loop):
             slots=settings.slots,
             grace=settings.grace,
             spin=settings.spin,
+            shares_clock=settings.shares_clock,
             max_output=settings.max_output,
             allow_private_addresses=settings.allow_private_addresses,
         )

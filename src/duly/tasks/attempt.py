@@ -205,6 +205,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     scratch: str
     slots: int
     grace: int = 10_000_000  # between asking a task to end and killing it
+    shares_clock: bool = False  # the shards go by this machine's clock
     spin: int = 300  # busy wait before an instant, against the kernel's timer slack
     max_output: int = 1024**3
     allow_private_addresses: bool = False

@@ -56,6 +56,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     spin: int
     limit: int = 0
+    shares_clock: bool = False
     script: str = ""
 
 
@@ -119,7 +120,7 @@ def _import_script(path: str) -> None:
 def _serve_functions(
     spec: Spec, link: socket.socket, board: Board, registry: FunctionRegistry, emit: Callable[[Answer], None]
 ) -> None:
-    executor = SyncExecutor(registry, board, emit, spin=spec.spin, folder=spec.folder)
+    executor = SyncExecutor(registry, board, emit, spin=spec.spin, folder=spec.folder, shares_clock=spec.shares_clock)
     context.fallback.run = lambda: executor.current
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
@@ -149,7 +150,15 @@ def _serve_functions(
 def _serve_coroutines(
     spec: Spec, link: socket.socket, board: Board, registry: FunctionRegistry, emit: Callable[[Answer], None]
 ) -> None:
-    executor = AsyncExecutor(registry, board, emit, spin=spec.spin, folder=spec.folder, limit=spec.limit)
+    executor = AsyncExecutor(
+        registry,
+        board,
+        emit,
+        spin=spec.spin,
+        folder=spec.folder,
+        limit=spec.limit,
+        shares_clock=spec.shares_clock,
+    )
     signal.signal(signal.SIGTERM, lambda *_: None)
     loop = fine_loop()
     closed: asyncio.Future[None] = loop.create_future()

@@ -31,6 +31,7 @@ from duly.ports import Blobs
 from duly.tasks.alarm import Alarm
 from duly.tasks.attempt import GIVE_BACK_AFTER, Held, Sink, Stage, Tempo
 from duly.tasks.executor import microseconds
+from duly.tasks.instant import short_of
 from duly.tasks.outputs import Refused, keep_logs, keep_outputs
 from duly.tasks.pool import Pool
 from duly.tasks.program import CROWDED, NotRunnable, failure_of, fetch_files, launch_spec, make_folders, not_executable
@@ -221,7 +222,10 @@ class CommandRunner:
         self._running += 1
         try:
             command.gone = True
-            command.supervisor.go(held.due)
+            due = held.due
+            if self._stage.shares_clock:  # as that clock stands now: a program takes longer to begin than it moves
+                due = max(due, microseconds() + short_of(held.run.due_at))
+            command.supervisor.go(due)
             await command.ended.wait()
         finally:
             self._running -= 1

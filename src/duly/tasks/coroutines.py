@@ -13,11 +13,13 @@ import select
 import selectors
 import time
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import Any, Final
 
+from duly.core.steps import TOLERANCE
 from duly.tasks.context import RunContext, running
 from duly.tasks.executor import FLUSH_AT, Staged, encoded, fault_of, microseconds
+from duly.tasks.instant import short_of
 from duly.tasks.registry import FunctionRegistry
 from duly.tasks.wire import Answer, Begun, Board, Done, Item, Outcomes, Progress
 
@@ -64,6 +66,7 @@ class AsyncExecutor:
         spin: int,
         folder: str,
         limit: int,
+        shares_clock: bool,
     ) -> None:
         self._registry = registry
         self._board = board
@@ -71,6 +74,7 @@ class AsyncExecutor:
         self._spin = spin
         self._folder = folder
         self._limit = limit
+        self._shares_clock = shares_clock
         self._order = 0
         self._heap: list[tuple[int, int, Staged]] = []
         self._unstarted: dict[int, Item] = {}
@@ -131,6 +135,9 @@ class AsyncExecutor:
             if wait > 0:
                 while time.monotonic_ns() < due * 1_000:
                     pass
+            if self._shares_clock and wait > -TOLERANCE and (left := short_of(heap[0][2].item.due_at)):
+                heapreplace(heap, (microseconds() + left, *heap[0][1:]))
+                continue
             staged = heappop(heap)[2]
             ticket = staged.item.ticket
             if self._unstarted.get(ticket) is staged.item:

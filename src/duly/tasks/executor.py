@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from types import CoroutineType, TracebackType
 from typing import Any, Final
 
@@ -24,8 +24,10 @@ import msgspec
 
 from duly.core.errors import DulyError
 from duly.core.model import MAX_RESULT_BYTES
+from duly.core.steps import TOLERANCE
 from duly.tasks.attempt import MAX_DETAIL
 from duly.tasks.context import RunContext, running
+from duly.tasks.instant import short_of
 from duly.tasks.registry import FunctionRegistry, not_registered
 from duly.tasks.wire import Answer, Board, Done, Fault, Item, Outcomes, Progress
 
@@ -96,10 +98,18 @@ def encoded(value: Any) -> tuple[bytes | None, Fault | None]:
 
 
 class SyncExecutor:
-    """The executor of sync functions. `emit` is called from the executor's thread and from the feeder's."""
+    """The executor of sync functions. `emit` is called from the executor's thread and from the feeder's.
+    `shares_clock`: the shards go by this machine's clock, so that it has the last word on when a run begins."""
 
     def __init__(
-        self, registry: FunctionRegistry, board: Board, emit: Callable[[Answer], None], *, spin: int, folder: str
+        self,
+        registry: FunctionRegistry,
+        board: Board,
+        emit: Callable[[Answer], None],
+        *,
+        spin: int,
+        folder: str,
+        shares_clock: bool,
     ) -> None:
         self.current: RunContext | None = None
         self._registry = registry
@@ -107,6 +117,7 @@ class SyncExecutor:
         self._emit = emit
         self._spin = spin
         self._folder = folder
+        self._shares_clock = shares_clock
         self._inbox: deque[Item] = deque()
         self._unstarted: dict[int, Item] = {}
         self._pending: list[Done] = []
@@ -170,6 +181,9 @@ class SyncExecutor:
                 due = heap[0][0] * 1_000
                 while time.monotonic_ns() < due:
                     pass
+            if self._shares_clock and wait > -TOLERANCE and (left := short_of(heap[0][2].item.due_at)):
+                heapreplace(heap, (microseconds() + left, *heap[0][1:]))
+                continue
             staged = heappop(heap)[2]
             if self._take(staged.item):
                 self._call(staged)

@@ -80,12 +80,12 @@ class FunctionRunner:
     def _make_sync(self, pool: Pool) -> Seat:
         if self._in == "processes":
             return ProcessSeat(pool.tell, pool.gone, self._spec("sync"))
-        return ThreadSeat(pool.tell, pool.gone, self._functions, self._stage.spin, self._folder)
+        return ThreadSeat(pool.tell, pool.gone, self._functions, self._stage, self._folder)
 
     def _make_wide(self, pool: Pool) -> Seat:
         if self._in == "processes":
             return ProcessSeat(pool.tell, pool.gone, self._spec("async"))
-        return LoopSeat(pool.tell, pool.gone, self._functions, self._stage.spin, self._folder, self._async_slots)
+        return LoopSeat(pool.tell, pool.gone, self._functions, self._stage, self._folder, self._async_slots)
 
     def _spec(self, mode: str) -> child.Spec:
         in_main = any(name.startswith("__main__:") for name in self._functions) or any(
@@ -101,6 +101,7 @@ class FunctionRunner:
             folder=self._folder,
             spin=self._stage.spin,
             limit=self._async_slots,
+            shares_clock=self._stage.shares_clock,
             script=str(Path(script).absolute()) if script else "",
         )
 

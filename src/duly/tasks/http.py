@@ -24,6 +24,7 @@ from duly.ports import Blobs
 from duly.tasks.alarm import Alarm
 from duly.tasks.attempt import MAX_DETAIL, Held, Sink, Stage, Tempo
 from duly.tasks.executor import microseconds
+from duly.tasks.instant import short_of
 from duly.version import __version__
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class HttpRunner:
         self._sink = sink
         self._blobs = blobs
         self._allow_private = stage.allow_private_addresses
+        self._shares_clock = stage.shares_clock
         self._slots = slots
         self._tempo = tempo
         self._resolve = resolve
@@ -166,6 +168,9 @@ class HttpRunner:
         if held.ticket not in self._waiting:
             return
         now = microseconds()
+        if self._shares_clock and (left := short_of(held.run.due_at)):
+            self._alarm.at(now + left, lambda: self._begin(held))
+            return
         if len(self._tasks) >= self._slots:
             if held.too_late(now):
                 del self._waiting[held.ticket]

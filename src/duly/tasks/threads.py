@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from duly.tasks.attempt import Held
+from duly.tasks.attempt import Held, Stage
 from duly.tasks.coroutines import AsyncExecutor, fine_loop, serve
 from duly.tasks.executor import SyncExecutor, microseconds
 from duly.tasks.registry import FunctionRegistry
@@ -51,11 +51,13 @@ class ThreadSeat(_InProcess):
         tell: Callable[[Seat, Answer], None],
         gone: Callable[[Seat, int], None],
         registry: FunctionRegistry,
-        spin: int,
+        stage: Stage,
         folder: str,
     ) -> None:
         super().__init__(tell, gone)
-        self._executor = SyncExecutor(registry, self.board, self._emit, spin=spin, folder=folder)
+        self._executor = SyncExecutor(
+            registry, self.board, self._emit, spin=stage.spin, folder=folder, shares_clock=stage.shares_clock
+        )
         self._thread = threading.Thread(target=self._executor.run, name="duly-function", daemon=True)
         self._thread.start()
 
@@ -88,12 +90,20 @@ class LoopSeat(_InProcess):
         tell: Callable[[Seat, Answer], None],
         gone: Callable[[Seat, int], None],
         registry: FunctionRegistry,
-        spin: int,
+        stage: Stage,
         folder: str,
         limit: int,
     ) -> None:
         super().__init__(tell, gone)
-        self._executor = AsyncExecutor(registry, self.board, self._emit, spin=spin, folder=folder, limit=limit)
+        self._executor = AsyncExecutor(
+            registry,
+            self.board,
+            self._emit,
+            spin=stage.spin,
+            folder=folder,
+            limit=limit,
+            shares_clock=stage.shares_clock,
+        )
         self._inner = fine_loop()
         self._until: asyncio.Future[None] = self._inner.create_future()
         self._thread = threading.Thread(
