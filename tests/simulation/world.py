@@ -33,6 +33,7 @@ from duly.roles.keeper import Keeper
 from duly.roles.loop import Loop
 from duly.roles.scheduler import Scheduler
 from duly.roles.servicer import Servicer
+from duly.roles.shard_balance import ShardBalance
 from duly.roles.worker import Worker, WorkerSettings
 from duly.tasks.registry import FunctionRegistry
 from duly.telemetry import Telemetry
@@ -157,7 +158,7 @@ class World:
         blobs: Any = self.blobs
         match host.kind:
             case "scheduler":
-                return tuple(
+                schedulers = tuple(
                     Scheduler(
                         shard=shard,
                         owner=str(life),
@@ -169,6 +170,10 @@ class World:
                     )
                     for shard in self.shards
                 )
+                if len(schedulers) == 1:
+                    return schedulers
+                balance = ShardBalance(name=str(life), schedulers=schedulers, broker=broker, clock=clock)
+                return (*schedulers, balance)
             case "servicer":
                 servicer = Servicer(
                     name=str(life),
