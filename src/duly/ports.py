@@ -191,8 +191,11 @@ class Store(Protocol):
         """
         ...
 
-    async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
-        """Runs, hot or finished, with their jobs, in the order asked."""
+    async def load(self, keys: Sequence[RunKey], *, shard: str | None = None) -> list[tuple[Run, Job] | None]:
+        """Runs, hot or finished, with their jobs, in the order asked.
+
+        `shard`: where they are, for whoever knows it better than by a slot map, which may be an older one.
+        """
         ...
 
     async def page_runs(self, query: RunQuery) -> RunPage:

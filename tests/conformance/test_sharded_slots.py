@@ -165,6 +165,19 @@ async def test_a_job_of_a_moved_slot_is_found_by_who_has_an_older_map(shards: Sh
     assert stale.shard_of(JobId("a")) == other
 
 
+async def test_whoever_knows_a_runs_shard_finds_it_there_whatever_the_maps_say(shards: Shards) -> None:
+    """The scheduler that leads it, and who reports to it: by a map that is behind, the run would not be there."""
+    stale, fresh = shards.servicer(), shards.servicer()
+    await fresh.migrate()
+    await stale.migrate()
+    home = EVEN.shard_of(JobId("a"))
+    other = next(shard for shard in SHARDS if shard != home)
+    await shards.lamps[other].store.slots(other, moved(EVEN, {"a": other}))
+    assert await shards.lamps[other].store.create([(job("a"), [run("a")])]) == [None]
+    assert await stale.load([run("a").key]) == [None]  # the shard that it asks has missed the newer map, too
+    assert await stale.load([run("a").key], shard=other) == [(run("a"), job("a"))]
+
+
 async def test_a_shard_that_missed_a_map_is_brought_up_to_it(shards: Shards) -> None:
     """By the first creation that it refuses."""
     home = EVEN.shard_of(JobId("a"))

@@ -13,7 +13,7 @@ from duly.core.instants import DAY, SECOND
 from duly.core.machine import Transition
 from duly.core.model import Failure, Job, JobId, RunState
 from duly.roles.keeper import Keeper
-from roles.stage import Stage
+from roles.stage import START, Stage
 
 
 async def forget(stage: Stage) -> None:
@@ -136,6 +136,32 @@ async def test_a_clock_that_is_set_back_does_not_hold_up_a_job_that_has_nothing_
     await stage.servicer.update_job(job.id, {"schedule": "every 5s"})
     await stage.advance(30 * SECOND)
     assert len(stage.started("new")) >= 5
+
+
+async def test_a_clock_that_is_set_back_is_not_waited_for_by_a_job_that_was_changed_meanwhile(stage: Stage) -> None:
+    """After the step its labels are changed, which leaves its times alone; so nothing has been when it is resumed."""
+    await stage.until(3 * SECOND)
+    job = await stage.create("new", "every 10s")
+    stage.clock.skew -= 3600 * SECOND
+    await stage.servicer.update_job(job.id, {"labels": {"team": "a"}})
+    await stage.servicer.pause_job(job.id)
+    await stage.servicer.resume_job(job.id)
+    await stage.advance(60 * SECOND)
+    assert len(stage.started("new")) == 6
+
+
+async def test_what_is_out_when_its_job_is_changed_is_behind_it(stage: Stage) -> None:
+    """The last of a schedule is handed out ahead, then there is another schedule, and then the clock is set back."""
+    job = await stage.create("last", "every 10s", max_runs=1, keep={"runs": 0, "for": "1d"})
+    await stage.until(9_700_000)
+    await stage.servicer.update_job(job.id, {"max_runs": None})
+    await stage.until(11 * SECOND)
+    await forget(stage)
+    stage.clock.skew -= 8 * SECOND
+    await stage.servicer.pause_job(job.id)
+    await stage.servicer.resume_job(job.id)
+    await stage.until(25 * SECOND)
+    assert [run.scheduled_at for run in await stage.runs(job)] == [START + 20 * SECOND, START + 30 * SECOND]
 
 
 async def test_an_occurrence_cancelled_ahead_does_not_hold_up_a_new_schedule(stage: Stage) -> None:

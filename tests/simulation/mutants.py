@@ -263,9 +263,9 @@ def report_answered_unread() -> contextlib.AbstractContextManager[object]:
     """A servicer says ok to a report that it could not commit."""
     real = ReportDesk._commit
 
-    async def commit(self: Any, changes: Any) -> Any:
+    async def commit(self: Any, changes: Any, shard: str) -> Any:
         with contextlib.suppress(DulyError):
-            return await real(self, changes)
+            return await real(self, changes, shard)
         return set()
 
     return mock.patch.object(ReportDesk, "_commit", commit)

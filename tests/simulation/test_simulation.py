@@ -38,7 +38,9 @@ REGRESSIONS = (
     116,  # a paused job's next run, opened by an end decided before the pause, was started
 )
 OF_THE_RING = (
-    13,  # a change of a job took a shard that did not answer for one without waiting runs
+    8,  # once the clock had been set back, a job that was resumed waited for an instant before it was made
+    13,  # a change of a job took a shard that did not answer for one without waiting runs; a scheduler with an older
+    # slot map than its shard's looked for a run on another shard, and took it for ended
 )
 
 

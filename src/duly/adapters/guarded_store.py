@@ -182,8 +182,8 @@ class GuardedStore:
     ) -> list[int]:
         return await self._write(self._store.apply(transitions, shard=shard, fence=fence), self._limits.point)
 
-    async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
-        return await self._read(self._store.load(keys), self._limits.point)
+    async def load(self, keys: Sequence[RunKey], *, shard: str | None = None) -> list[tuple[Run, Job] | None]:
+        return await self._read(self._store.load(keys, shard=shard), self._limits.point)
 
     async def page_runs(self, query: RunQuery) -> RunPage:
         return await self._read(self._store.page_runs(query), self._limits.scan)

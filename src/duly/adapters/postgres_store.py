@@ -228,7 +228,7 @@ class PostgresStore:
             lost[loser] = True
         return lost
 
-    async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
+    async def load(self, keys: Sequence[RunKey], *, shard: str | None = None) -> list[tuple[Run, Job] | None]:
         pool = await self._ready()
         if not keys:
             return []

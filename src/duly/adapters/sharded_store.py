@@ -206,7 +206,9 @@ class ShardedStore:
         store = self._holding(job.id)
         return await store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun, unbegun=unbegun)
 
-    async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
+    async def load(self, keys: Sequence[RunKey], *, shard: str | None = None) -> list[tuple[Run, Job] | None]:
+        if shard is not None:
+            return await self._on(shard).load(keys, shard=shard)
         return await self._look_up(keys, lambda key: key[0], lambda store, mine: store.load(mine))
 
     async def apply(

@@ -266,7 +266,7 @@ class SqliteStore:
             work, rows=len(transitions), committed=lambda losers: self._cache.applied(transitions, losers)
         )
 
-    async def load(self, keys: Sequence[RunKey]) -> list[tuple[Run, Job] | None]:
+    async def load(self, keys: Sequence[RunKey], *, shard: str | None = None) -> list[tuple[Run, Job] | None]:
         self._open_writer()
         cache = self._cache
         found: list[tuple[Run, Job] | None] = []

@@ -306,6 +306,7 @@ def define_job(
         body_digest=body_digest if before is None else before.body_digest,
         spent=None if before is None else before.spent,
         reached=0 if before is None else before.reached,
+        since=None if before is None else before.since,
     )
     wrong.attempt("/schedule", lambda: policy.schedule_of(job), None)
     wrong.settle()

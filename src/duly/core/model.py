@@ -163,7 +163,8 @@ class Job(Frozen, frozen=True, kw_only=True):
     `anchored_at` is the instant from which relative schedules count: creation, or the last change of schedule.
     `body_digest` is set with an idempotency key, to tell a repeat from a clash. `spent` and `reached` are what it has
     behind it, noted when it is changed: the instant of a one-time schedule whose run has begun or ended, and the newest
-    occurrence of a recurring one that has.
+    occurrence of a recurring one that has. `since`: its present occurrences are those after this instant, so that no
+    earlier one has been but by `reached`; None from its creation.
     """
 
     id: JobId
@@ -197,6 +198,7 @@ class Job(Frozen, frozen=True, kw_only=True):
     body_digest: str = ""
     spent: int | None = None
     reached: int = 0
+    since: int | None = None
 
 
 # -- runs ---------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
     one-time    `spent`     its instant, once its run has begun or ended
     recurring   `reached`   the occurrence before the one that waits: no change opens an earlier one
+                `since`     after which those that wait were opened: the one before it has not been if it is no later
 
-Both are told by the run that an active job has waiting, so nothing has to be written when runs end (decision 0021).
+The first two are told by the run that an active job has waiting, so nothing has to be written when runs end (decision 0021).
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, fro
             return job, None
         return (job if run.scheduled_at in unbegun else replace(job, spent=run.scheduled_at)), unbegun
     behind = schedule.latest_until(min(unbegun) - 1) if unbegun else None
-    if behind is None or behind <= before.updated_at:  # none has been since the last change
-        return job, None
-    if behind > now:
+    since = before.created_at - 1 if before.since is None else before.since
+    if behind is not None and since < behind and now < behind:
         # Either it ended ahead of its time, of which there is a record until then, or the clock was set back since.
         found = (await store.load([(job.id, behind)]))[0]
         if found is not None and not found[0].attempt and (found[0].finished_at or behind) < behind:
             behind = now
+    if behind is None or behind <= since:  # none has been since they were opened
+        return job, None
     return replace(job, reached=max(before.reached, behind)), None

@@ -38,8 +38,9 @@ class _Told(msgspec.Struct):
 class Deliveries:
     """One shard's. `committing` are attempts that count as out and may not be yet: they are left alone."""
 
-    def __init__(self, *, store: Store, clock: Clock, agenda: Agenda, worker_ttl: int) -> None:
+    def __init__(self, *, shard: str, store: Store, clock: Clock, agenda: Agenda, worker_ttl: int) -> None:
         self.committing: set[Attempt] = set()
+        self._shard = shard
         self._store = store
         self._clock = clock
         self._agenda = agenda
@@ -87,7 +88,7 @@ class Deliveries:
         unknown = [attempt for attempt in held if not self._agenda.is_out(*attempt)]
         if not unknown:
             return ()
-        found = await self._store.load([key for key, _ in unknown])
+        found = await self._store.load([key for key, _ in unknown], shard=self._shard)
         return tuple(
             (key, attempt)
             for (key, attempt), pair in zip(unknown, found, strict=True)
@@ -108,7 +109,7 @@ class Deliveries:
         ]
         if not orphans:
             return
-        found = await self._store.load([key for key, _, _ in orphans])
+        found = await self._store.load([key for key, _, _ in orphans], shard=self._shard)
         for (key, attempt, worker), pair in zip(orphans, found, strict=True):
             if pair is None or not is_at(pair[0], attempt, worker):
                 self._agenda.ended(key, attempt)

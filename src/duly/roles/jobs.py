@@ -149,7 +149,7 @@ class JobDesk(CreationDesk):
             job = change(before, now)
             begun = await self._begun_runs(job.id)
             job, unbegun = await noted(self._store, before, job, now)
-            opened = await self._reopened(before, job, now, begun)
+            job, opened = await self._reopened(before, job, now, begun)
             seen = frozenset(run.scheduled_at for run in begun)
             written = await self._store.change(job, before.version, opened, begun=seen, unbegun=unbegun)
             if written is None or isinstance(written, Collision):
@@ -166,31 +166,31 @@ class JobDesk(CreationDesk):
         page = await self._store.page_runs(RunQuery(job_id=job_id, states=unfinished, limit=1000))
         return [run for run in page.items if run.attempt and not run.manual]
 
-    async def _reopened(self, before: Job, job: Job, now: int, begun: Sequence[Run]) -> list[Run]:
-        """The waiting runs that a changed job shall have in place of its present ones."""
+    async def _reopened(self, before: Job, job: Job, now: int, begun: Sequence[Run]) -> tuple[Job, list[Run]]:
+        """The waiting runs that a changed job shall have in place of its present ones; the job, with `since`."""
         if job.state != "active":
-            return []
+            return job, []
         schedule = policy.schedule_of(job)
         same_times = before.state == "active" and all(
             getattr(before, name) == getattr(job, name) for name in SCHEDULE_FIELDS
         )
         if same_times:
             waiting = await unbegun_runs(self._store, job.id)
-            return [replace(run, priority=job.priority, job_version=job.version) for run in waiting]
+            return job, [replace(run, priority=job.priority, job_version=job.version) for run in waiting]
         ordinal = await self._next_ordinal(job)
         if schedule.kind == "once":
             first = policy.once_run(job)
             if first is not None and first.scheduled_at == job.spent:
-                return []
+                return job, []
             known = first and (await self._store.load([first.key]))[0]
             waits = known is None or (known and known[0].state == RunState.WAITING)
-            return [first] if first is not None and waits else []
-        if schedule.kind == "delay" and begun:
-            return []  # the end of the run that has begun opens the next one
-        after = max([now, job.reached, *(run.scheduled_at for run in begun if run.state.active)])
+            return job, [first] if first is not None and waits else []
         if schedule.kind == "delay":
-            after = now - 1
-        return await self._on_from(job, after, ordinal)
+            # The end of a run that has begun opens the next one.
+            return job, [] if begun else await self._on_from(job, now - 1, ordinal)
+        reached = max([job.reached, *(run.scheduled_at for run in begun if run.state.active)])
+        after = max(now, reached)
+        return replace(job, since=after, reached=reached), await self._on_from(job, after, ordinal)
 
     async def _on_from(self, job: Job, after: int, ordinal: int) -> list[Run]:
         """The first occurrence after an instant, and after each that has been already the one that follows it.

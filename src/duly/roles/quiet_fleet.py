@@ -72,7 +72,7 @@ class QuietFleet:
         still = False
         for start in range(0, len(out), LOADED):
             part = out[start : start + LOADED]
-            found = await self._store.load([key for key, _, _ in part])
+            found = await self._store.load([key for key, _, _ in part], shard=self._shard)
             for (key, attempt, worker), pair in zip(part, found, strict=True):
                 if pair is not None and is_at(pair[0], attempt, worker):
                     still = True

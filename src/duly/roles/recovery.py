@@ -87,7 +87,7 @@ class Recovery:
 
     async def recover_undelivered(self, worker: WorkerId, attempts: list[tuple[RunKey, int]], now: int) -> None:
         """What the store has at this worker waits again, or is lost as its job says; the rest is not out any more."""
-        found = await self._store.load([key for key, _ in attempts])
+        found = await self._store.load([key for key, _ in attempts], shard=self._shard)
         transitions: list[Transition] = []
         pairs: list[tuple[Run, Job]] = []
         for (key, attempt), pair in zip(attempts, found, strict=True):

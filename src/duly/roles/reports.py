@@ -82,7 +82,7 @@ class ReportDesk:
         for _ in range(ROUNDS):
             decided = await self._decide(report, open_indexes, words, now)
             changes = [entry for entry in decided.values() if entry.transition is not None]
-            losers = await self._commit(changes)
+            losers = await self._commit(changes, report.shard)
             open_indexes = []
             for position, entry in enumerate(changes):
                 if position in losers:
@@ -100,7 +100,7 @@ class ReportDesk:
     async def _decide(self, report: Report, indexes: list[int], words: list[str], now: int) -> dict[RunKey, _Decided]:
         """Step every event in order; several events of one run become one transition from the first state."""
         keys = list(dict.fromkeys(report.events[index][0] for index in indexes))
-        found = dict(zip(keys, await self._store.load(keys), strict=True))
+        found = dict(zip(keys, await self._store.load(keys, shard=report.shard), strict=True))
         decided: dict[RunKey, _Decided] = {}
         dice = self._dice
         for index in indexes:
@@ -122,10 +122,11 @@ class ReportDesk:
             entry.indexes += (index,)
         return decided
 
-    async def _commit(self, changes: list[_Decided]) -> set[int]:
+    async def _commit(self, changes: list[_Decided], shard: str) -> set[int]:
         if not changes:
             return set()
-        return set(await self._store.apply([entry.transition for entry in changes if entry.transition]))
+        transitions = [entry.transition for entry in changes if entry.transition]
+        return set(await self._store.apply(transitions, shard=shard))
 
     def _sort(
         self,

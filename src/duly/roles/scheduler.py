@@ -117,7 +117,7 @@ class Scheduler(Loop):
             committed=committed,
         )
         self._deliveries = Deliveries(
-            store=store, clock=clock, agenda=self._agenda, worker_ttl=self._settings.worker_ttl
+            shard=shard, store=store, clock=clock, agenda=self._agenda, worker_ttl=self._settings.worker_ttl
         )
         self._quiet = QuietFleet(shard=shard, store=store, clock=clock, agenda=self._agenda)
         self.reluctance = 0  # by how many shards this process leads more than another one: it asks less often for more
@@ -387,7 +387,7 @@ class Scheduler(Loop):
     async def _cancel(self, key: RunKey, attempt: int, worker: WorkerId, now: int) -> None:
         if (key, attempt) in self._deliveries.committing:
             await self._settle()
-        found = (await self._store.load([key]))[0]
+        found = (await self._store.load([key], shard=self.shard))[0]
         if found is None or not found[0].state.active:
             self._agenda.ended(key, attempt)
             return

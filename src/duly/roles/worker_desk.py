@@ -63,8 +63,8 @@ class WorkerDesk:
             shard=shard,
             now=now,
             lease_until=now + written.lease_until - written.beat_at,
-            stale=await self._stale(worker, unknown),
-            out=await self._assignments(worker, missing, held),
+            stale=await self._stale(shard, worker, unknown),
+            out=await self._assignments(shard, worker, missing, held),
             cancelled=tuple((key, attempt, why) for key, (attempt, why) in out.items() if why is not None),
         )
 
@@ -103,23 +103,25 @@ class WorkerDesk:
             after = page[-1][0].key
         return found
 
-    async def _stale(self, worker: WorkerId, pairs: Sequence[tuple[RunKey, int]]) -> tuple[tuple[RunKey, int], ...]:
+    async def _stale(
+        self, shard: str, worker: WorkerId, pairs: Sequence[tuple[RunKey, int]]
+    ) -> tuple[tuple[RunKey, int], ...]:
         """Of the attempts that the worker holds, those that the store has ended or given to another."""
         stale: list[tuple[RunKey, int]] = []
         for start in range(0, len(pairs), LOADED):
             part = pairs[start : start + LOADED]
-            found = await self._store.load([key for key, _ in part])
+            found = await self._store.load([key for key, _ in part], shard=shard)
             for (key, attempt), pair in zip(part, found, strict=True):
                 if pair is None or not (_is_out_at(pair[0], worker) and pair[0].attempt == attempt):
                     stale.append((key, attempt))
         return tuple(stale)
 
     async def _assignments(
-        self, worker: WorkerId, keys: Sequence[RunKey], held: set[tuple[RunKey, int]]
+        self, shard: str, worker: WorkerId, keys: Sequence[RunKey], held: set[tuple[RunKey, int]]
     ) -> tuple[Assignment, ...]:
         if not keys:
             return ()
-        found = await self._store.load(keys)
+        found = await self._store.load(keys, shard=shard)
         return tuple(
             Assignment(*pair)
             for pair in found
