@@ -80,7 +80,8 @@ class Referee(Record):
         self.note("created", job.id, job.schedule, self.on.now)
         self.counts["jobs"] += 1
         self.jobs[job.id] = job
-        self.grids[job.id] = Grid(job, self.on.now)
+        decided = job.created_at if self.unclear else 0  # maybe by the clock as it was before it was set back
+        self.grids[job.id] = Grid(job, max(self.on.now, decided))
         self._open(runs)
 
     def _changed(self, job: Job, opened: Sequence[Run], *, keep_waiting: bool) -> None:

@@ -4,7 +4,8 @@
     recurring   `reached`   the occurrence before the one that waits: no change opens an earlier one
                 `since`     after which those that wait were opened: the one before it has not been if it is no later
 
-The first two are told by the run that an active job has waiting, so nothing has to be written when runs end (decision 0021).
+The first two are told by the run that an active job has waiting, so nothing has to be written when runs end
+(decision 0021).
 """
 
 from __future__ import annotations
