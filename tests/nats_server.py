@@ -8,6 +8,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from duly.adapters.nats_broker import NatsBroker
 from duly.adapters.nats_link import NatsOptions
@@ -42,11 +43,11 @@ async def nats_broker(
     name: str = "test",
     clock: Clock | None = None,
     within: int = WITHIN,
-    **options: object,
+    **options: Any,
 ) -> AsyncIterator[NatsBroker]:
     """A broker that is connected."""
     clock = clock or SystemClock()
-    given = NatsOptions(prefix=prefix, **options)  # type: ignore[arg-type]
+    given = NatsOptions(prefix=prefix, **options)
     broker = NatsBroker(
         urls,
         clock=clock,

@@ -56,15 +56,16 @@ class Duly(Client):
         self.functions = FunctionRegistry()
         self._stopping = threading.Event()
         thread = LoopThread()
-        if _is_remote(target):
+        servers = _servers(target)
+        if servers is not None:
             from duly.faces.http_transport import HttpTransport
 
             self._embedded: Embedded | None = None
-            transport: Transport = HttpTransport(target if isinstance(target, str) else list(target), token=token)  # type: ignore[arg-type]
+            transport: Transport = HttpTransport(servers, token=token)
         else:
             from duly.faces.servicer_transport import ServicerTransport
 
-            path = Path(os.fspath(target))  # type: ignore[arg-type]
+            path = Path(os.fspath(target))  # type: ignore[arg-type]  # TypeError for other sequences
             options: dict[str, object] = {
                 "slots": slots,
                 "functions_in": functions_in,
@@ -128,11 +129,13 @@ class Duly(Client):
         super().close()
 
 
-def _is_remote(target: str | os.PathLike[str] | Sequence[str]) -> bool:
+def _servers(target: str | os.PathLike[str] | Sequence[str]) -> str | list[str] | None:
+    """The URLs; None for a path."""
     if isinstance(target, os.PathLike):
-        return False
-    first = target if isinstance(target, str) else next(iter(target), "")
-    return first.startswith(("http://", "https://"))
+        return None
+    urls = target if isinstance(target, str) else list(target)
+    first = urls if isinstance(urls, str) else next(iter(urls), "")
+    return urls if first.startswith(("http://", "https://")) else None
 
 
 class Embedded:

@@ -179,7 +179,7 @@ class InlineFunctions:
         if fault is None:
             self.sink.succeeded(held, held.started, finished, result)
         else:
-            failure = Failure(kind=fault.kind, message=fault.message, detail=fault.detail)  # type: ignore[arg-type]
+            failure = Failure(kind=fault.kind, message=fault.message, detail=fault.detail)
             self.sink.failed(held, finished, failure, started=held.started, retryable=fault.retryable)
 
     def _progress(self, held: Held, fraction: float, message: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,12 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     """Makes supervised Python programs; all are stopped at the end."""
     made: list[Supervised] = []
 
-    def new(code: str, **how: object) -> Supervised:
+    def new(code: str, **how: Any) -> Supervised:
         program = Program(
             argv=(sys.executable, "-c", code),
             log=tmp_path / "log",
             env={"PATH": os.environ["PATH"]},
-            **how,  # type: ignore[arg-type]
+            **how,
         )
         made.append(Supervised("it", lambda: program, clock=CLOCK))
         return made[-1]

@@ -68,7 +68,7 @@ class DatabaseClock(ManualClock):
         self._file.write_text(f"{self._moved + self._skew}")
 
     @property
-    def skew(self) -> int:  # type: ignore[override]
+    def skew(self) -> int:  # type: ignore[override]  # a property where the clock has a field
         """As of the manual clock."""
         return self._skew
 
@@ -78,7 +78,7 @@ class DatabaseClock(ManualClock):
         self._tell()
 
     @property
-    def _monotonic(self) -> int:  # type: ignore[override]
+    def _monotonic(self) -> int:  # type: ignore[override]  # a property where the clock has a field
         return self._moved
 
     @_monotonic.setter

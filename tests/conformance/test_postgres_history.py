@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -205,10 +206,10 @@ async def test_a_week_is_not_read_again_before_it_can_be_over(
     await store.create([(job("a", keep=Keep(age=50 * WEEK)), [ended("a")])])
     read, looked = store._pool.read, list[int]()
 
-    async def noted(sql: str, *args: object, **options: object) -> object:
+    async def noted(sql: str, *args: object, **options: Any) -> object:
         if sql == postgres_prune.SQL["week_kept_until"]:
             looked.append(int(str(args[0])) - WEEK_0)
-        return await read(sql, *args, **options)  # type: ignore[arg-type]
+        return await read(sql, *args, **options)
 
     monkeypatch.setattr(store._pool, "read", noted)
     for _ in range(20):

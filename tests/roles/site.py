@@ -62,7 +62,7 @@ class Site:
         self.blobs = ObstoreBlobs(folder / "blobs", clock=self.clock)
         self.servicers: list[Servicer] = []
         self.urls: list[str] = []
-        self.script = Script(self.clock)  # type: ignore[arg-type]
+        self.script = Script(self.clock)  # type: ignore[arg-type]  # it only sleeps by it
         self.scheduler: Scheduler
         self.worker: Worker
         self.http: CountingHttp
@@ -91,8 +91,8 @@ class Site:
         await self.store.migrate()
         self._stack.push_async_callback(self.store.close)
         tokens = self.folder / "tokens.json"
-        made = {"entropy": os.urandom(38), "namespaces": ("*",), "now": self.clock.wall()}
-        token, _ = create_token(tokens, scope=Scope.WORKER, **made)  # type: ignore[arg-type]
+        made: dict[str, Any] = {"entropy": os.urandom(38), "namespaces": ("*",), "now": self.clock.wall()}
+        token, _ = create_token(tokens, scope=Scope.WORKER, **made)
         for number in range(2):
             await self._add_servicer(f"v{number}", tokens)
         self.scheduler = Scheduler(

@@ -110,7 +110,7 @@ async def test_an_assign_that_was_lost_is_sent_again(stage: Stage) -> None:
             return
         await publish(subject, message)
 
-    broker.publish = lossy  # type: ignore[method-assign]
+    broker.publish = lossy  # type: ignore[method-assign]  # this one object only
     job = await stage.create("l", "in 1s")
     await stage.until(10 * SECOND)
     assert len(lost) == 1
@@ -126,7 +126,7 @@ async def test_a_lost_hint_costs_at_most_a_refill(stage: Stage) -> None:
             await publish(subject, message)
 
     publish = stage.node.broker.publish
-    stage.node.broker.publish = deaf  # type: ignore[method-assign]
+    stage.node.broker.publish = deaf  # type: ignore[method-assign]  # this one object only
     await stage.create("h", "now")
     await stage.advance(1500 * MILLISECOND)
     (at,) = stage.started("h")

@@ -113,7 +113,7 @@ async def test_without_a_broker_events_and_waits_come_from_the_store(site: Site)
     view = await site.servicers[1].wait_run((await site.runs(short))[0].id, timeout=30 * SECOND)
     assert view.state == "succeeded"
     for job in (long, short):
-        await eventually(lambda job=job: watcher.has("run.finished", job))  # type: ignore[misc]
+        await eventually(lambda job=job: watcher.has("run.finished", job))  # type: ignore[misc]  # a default, not an argument
     assert watcher.has("run.started", long)
     assert len([event for event in watcher.seen if event.type == "run.finished" and event.job_id == long.id]) == 1
     await site.mend()

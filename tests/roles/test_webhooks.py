@@ -185,7 +185,7 @@ async def test_a_dead_endpoint_slows_no_other(receiver: Receiver) -> None:
         async with sending(rule(dead.url), rule(receiver.url, name="live"), limits=limits) as webhooks:
             for number in range(40):
                 failed(webhooks, 1, first=number)
-                await receiver.until(lambda number=number: len(receiver.got) > number)  # type: ignore[misc]
+                await receiver.until(lambda number=number: len(receiver.got) > number)  # type: ignore[misc]  # a default, not an argument
             hung, live = webhooks.views()
             assert hung.dropped == {"queue_full": 35}
             assert live.delivered >= 39

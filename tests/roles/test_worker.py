@@ -134,7 +134,7 @@ async def test_a_worker_that_is_not_answered_kills_what_it_runs_before_its_lease
 
 def _runs(bench: object, pid: int) -> bool:
     """Some seat with that process still runs a function."""
-    seats = bench.worker._runners["function"].sync.seats  # type: ignore[attr-defined]
+    seats = bench.worker._runners["function"].sync.seats  # type: ignore[attr-defined]  # the runner of functions
     return any(seat.pid == pid and seat.busy_since() for seat in seats)
 
 

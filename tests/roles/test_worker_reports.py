@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from duly.core.messages import MAX_REPORT
 from duly.roles.offset import Offset, OwnClock
 from duly.testing import ManualClock
@@ -25,10 +27,10 @@ async def test_events_go_in_batches_and_none_is_told_twice(tmp_path: Path) -> No
         assert bench.reports[-1].capacity["process"] >= 2
 
 
-async def test_a_report_that_is_not_answered_is_repeated_whole(tmp_path: Path, monkeypatch: object) -> None:
+async def test_a_report_that_is_not_answered_is_repeated_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import duly.roles.reporter as reporter
 
-    monkeypatch.setattr(reporter, "ANSWER_WITHIN", 50_000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(reporter, "ANSWER_WITHIN", 50_000)
     async with working(tmp_path, functions_in="threads") as bench:
         bench.deaf = 3
         run = await bench.give(call("nothing"))

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import heapq
 import math
+from collections import deque
 from collections.abc import Coroutine
 from random import Random  # noqa: TID251 - a simulation is made of chance, all of it from one seed
 from typing import Any, Final
@@ -69,6 +70,8 @@ class Call(asyncio.TimerHandle):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Time is `micros`; it moves only when nothing can run. Private parts of asyncio are used, and pinned by a test."""
 
+    _ready: deque[Call]  # of the loop that this is made from
+
     def __init__(self, dice: Random) -> None:
         self.micros = 0
         self.turns = 0
@@ -85,7 +88,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
         """As ever, but the task of a process is noted with it."""
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name or "-", context=context)
-        task._log_destroy_pending = False  # type: ignore[attr-defined] # the killed are destroyed pending
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # the killed are destroyed pending
         life = LIFE.get() if context is None else context.get(LIFE)
         if life is not None:
             life.tasks.add(task)
@@ -122,24 +125,24 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """After the end of the world nothing is called any more."""
         call = Call(callback, args, self, contextvars.copy_context() if context is None else context)
         if not self._over:
-            self._ready.append(call)  # type: ignore[attr-defined]
+            self._ready.append(call)
         return call
 
     def thaw(self, life: Life) -> None:
         """A frozen process goes on, with all that has come due."""
         life.frozen = False
-        self._ready.extend(life.stash)  # type: ignore[attr-defined]
+        self._ready.extend(life.stash)
         life.stash = []
 
     def end(self) -> None:
         """Close, with everything that is still pending in it."""
         self._over = True
-        self._ready.clear()  # type: ignore[attr-defined]
+        self._ready.clear()
         self._timers.clear()
         self.close()
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
+        ready, timers = self._ready, self._timers
         while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
         if not ready:

@@ -95,7 +95,9 @@ class Network:
                 if not groups[key]:
                     del groups[key]
 
-    def send(self, sender: Life, subject: str, message: AnyMessage, reply: asyncio.Future[Any] | None) -> bool:
+    def send(
+        self, sender: Life, subject: str, message: AnyMessage, reply: tuple[Life, asyncio.Future[Any]] | None
+    ) -> bool:
         """Once for each group, if nothing happens to it; False if nobody listens."""
         groups = self._groups.get(subject)
         if not groups:

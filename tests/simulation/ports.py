@@ -85,7 +85,7 @@ class SimBroker:
 
     async def request(self, subject: str, message: AnyMessage, *, timeout: int) -> AnyMessage:
         reply: asyncio.Future[AnyMessage] = self._network.loop.create_future()
-        if not self._network.send(self._life, subject, message, (self._life, reply)):  # type: ignore[arg-type]
+        if not self._network.send(self._life, subject, message, (self._life, reply)):
             raise Unavailable(f"nobody listens to {subject}")
         try:
             async with asyncio.timeout(timeout / SECOND):

@@ -207,7 +207,7 @@ class World:
             shards=self.shards,
             functions=FunctionRegistry("any"),
             settings=WorkerSettings(slots=4, grace=2 * SECOND),
-            runners={"function": script},  # type: ignore[dict-item]
+            runners={"function": script},  # type: ignore[dict-item]  # a runner that runs nothing
         )
         script.sink = worker.attempts
         script.doubt = lambda shard: worker.attempts.shards[shard].offset.width

@@ -207,4 +207,4 @@ def test_a_failed_fsync_is_never_taken_for_a_full_disk() -> None:
     for code, full in ((apsw.SQLITE_IOERR_WRITE, True), (apsw.SQLITE_IOERR_FSYNC, False)):
         problem = apsw.IOError("disk I/O error")
         problem.extendedresult = code
-        assert isinstance(translated(problem, Connection()), StorageFull) == full  # type: ignore[arg-type]
+        assert isinstance(translated(problem, Connection()), StorageFull) == full  # type: ignore[arg-type]  # all that is read of one

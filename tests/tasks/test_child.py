@@ -30,7 +30,7 @@ def alive(pid: int) -> bool:
 
 
 def children(bench: Bench) -> list[Any]:
-    return bench.worker._runners["function"].sync.seats  # type: ignore[attr-defined]
+    return bench.worker._runners["function"].sync.seats  # type: ignore[attr-defined]  # the runner of functions
 
 
 async def test_what_a_function_prints_and_logs_is_kept(bench: Bench) -> None:

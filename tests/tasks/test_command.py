@@ -149,7 +149,7 @@ async def test_a_program_that_ignores_the_signal_is_killed_after_the_grace(bench
     run = await bench.give(shell("trap '' TERM; while :; do sleep 0.01; done"), timeout=200_000)
     event = await bench.failed(run)
     assert event.error.kind == "timeout"
-    assert event.finished_at - event.started_at >= 700_000  # type: ignore[operator]
+    assert event.finished_at - event.started_at >= 700_000  # type: ignore[operator]  # both are set by then
     assert not processes_of(run.id)
 
 
@@ -157,7 +157,7 @@ async def test_a_program_that_ends_at_the_signal_is_not_waited_for(tmp_path: Pat
     async with working(tmp_path, grace=15 * SECOND) as bench:
         run = await bench.give(shell("trap 'echo bye; exit 0' TERM; while :; do sleep 0.01; done"), timeout=200_000)
         event = await bench.ended(run, within=10)
-        assert await bench.text(event.logs["stdout"]) == b"bye\n"  # type: ignore[union-attr]
+        assert await bench.text(event.logs["stdout"]) == b"bye\n"  # type: ignore[union-attr]  # it is an end
 
 
 DAEMON = """
@@ -180,7 +180,7 @@ async def test_a_daemon_in_a_session_of_its_own_dies_with_the_run(bench: Bench, 
     code = DAEMON if ends == "by itself" else DAEMON + "time.sleep(100)"
     run = await bench.give(CommandTask(argv=(sys.executable, "-c", code)), timeout=2 * SECOND)
     event = await bench.ended(run)
-    assert [output.path for output in event.outputs] == ["ready"]  # type: ignore[union-attr]
+    assert [output.path for output in event.outputs] == ["ready"]  # type: ignore[union-attr]  # it is an end
     assert not processes_of(run.id)
 
 
@@ -280,7 +280,7 @@ async def test_cancelling_before_the_instant_leaves_no_process(bench: Bench, tmp
         else:
             assert (await bench.stopped(run)).started_at is None
     runner = bench.worker._runners["command"]
-    await bench.until(lambda: not runner._commands)  # type: ignore[attr-defined]
+    await bench.until(lambda: not runner._commands)  # type: ignore[attr-defined]  # the runner of commands
     assert not (tmp_path / "mark").exists()
 
 
@@ -297,7 +297,7 @@ async def test_if_only_the_supervisor_is_killed_the_whole_tree_dies(bench: Bench
     code = DAEMON + "time.sleep(100)"
     run = await bench.give(CommandTask(argv=(sys.executable, "-c", code)))
     await bench.until(lambda: len(processes_of(run.id)) == 2 and bench.events.get(run.key))
-    (command,) = bench.worker._runners["command"]._commands.values()  # type: ignore[attr-defined]
+    (command,) = bench.worker._runners["command"]._commands.values()  # type: ignore[attr-defined]  # the runner of commands
     os.kill(command.supervisor.process.pid, signal.SIGKILL)
     event = await bench.failed(run)
     assert event.crashed

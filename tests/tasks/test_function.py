@@ -19,7 +19,7 @@ Where = Literal["processes", "threads"]
 
 @pytest.fixture(params=["processes", "threads"])
 def where(request: pytest.FixtureRequest) -> Where:
-    return request.param  # type: ignore[no-any-return]
+    return request.param  # type: ignore[no-any-return]  # one of the modes
 
 
 @pytest.fixture

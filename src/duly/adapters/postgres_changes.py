@@ -47,7 +47,7 @@ def columns(rows: Sequence[Sequence[object]], width: int) -> list[list[object]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
 
 
-def _job_row(job: Job) -> tuple[object, ...]:
+def _job_row(job: Job) -> tuple[Any, ...]:
     *searched, doc = job_row(job)
     return (*searched, doc.decode())
 
@@ -120,7 +120,7 @@ class _Opening:
 
 def creation(items: Sequence[tuple[Job, Sequence[Run]]], now: int) -> Args:
     """The arguments of `create_jobs` for jobs with different ids, but for the epoch."""
-    jobs = sorted((_job_row(job) for job, _ in items), key=lambda row: row[0])  # type: ignore[arg-type, return-value]
+    jobs = sorted((_job_row(job) for job, _ in items), key=lambda row: row[0])
     labels = [(key, value, job.id) for job, _ in items for key, value in job.labels.items()]
     references: list[tuple[object, ...]] = []
     opening = _Opening()
@@ -171,7 +171,7 @@ def rounds(transitions: Sequence[Transition]) -> list[list[int]]:
 
 def application(transitions: Sequence[Transition], batch: Sequence[int], now: int) -> Args:
     """The arguments of `apply_runs` for one batch of the transitions, but for the fence."""
-    jobs: list[tuple[object, ...]] = []
+    jobs: list[tuple[int, str, int]] = []
     moves: list[tuple[object, ...]] = []
     ends: list[tuple[object, ...]] = []
     opening = _Opening()
@@ -200,7 +200,7 @@ def application(transitions: Sequence[Transition], batch: Sequence[int], now: in
             opening.add(i, t.opened, now)
     for rows in (moves, ends):
         rows.sort(key=_by_key_after_i)
-    jobs.sort(key=lambda row: row[1])  # type: ignore[arg-type, return-value]
+    jobs.sort(key=lambda row: row[1])
     opening.sort()
     return [
         *columns(jobs, 3),

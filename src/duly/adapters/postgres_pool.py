@@ -63,7 +63,7 @@ class _Connection(asyncpg.Connection):
     async def _introspect_types(self, typeoids: Collection[int], timeout: float) -> Any:
         """The arrays that are passed here are known; asking the server would change settings of the session."""
         if not set(typeoids) <= _ARRAYS.keys():
-            return await super()._introspect_types(typeoids, timeout)  # type: ignore[misc]
+            return await super()._introspect_types(typeoids, timeout)  # type: ignore[misc]  # private there
         return [_array_type(oid, *_ARRAYS[oid]) for oid in typeoids], SimpleNamespace(name="none was needed")
 
 
@@ -219,7 +219,7 @@ class Pool:
         if self._pool is not None:
             # One that cannot be brought into order is closed, and a new one is opened by the next call.
             with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await self._pool.release(connection, timeout=CONNECT_WITHIN)  # type: ignore[arg-type]
+                await self._pool.release(connection, timeout=CONNECT_WITHIN)  # type: ignore[arg-type]  # its proxy
 
     async def close(self) -> None:
         """Wait for calls under way, then close all connections."""

@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import apsw
 
@@ -111,7 +111,7 @@ class Writer:
             self._batch([call])
             if call.error is not None:
                 raise call.error
-            return call.result  # type: ignore[no-any-return]
+            return cast("T", call.result)
         with self._counting:
             if self._queued_rows and self._queued_rows + rows > MAX_QUEUED_ROWS:
                 raise Overloaded("the store has more writes waiting than it takes")

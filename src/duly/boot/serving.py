@@ -111,7 +111,7 @@ def _server(app: object) -> Server:
             yield
 
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,  # type: ignore[arg-type]  # its types are narrower than ASGI
         http="httptools",
         lifespan="off",
         log_config=None,

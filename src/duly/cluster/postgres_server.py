@@ -235,9 +235,16 @@ class PostgresServer:
 
     def _run(self, command: list[str], secrets: dict[str, str]) -> None:
         account = self._account
-        who = {} if account is None else {"user": account.user, "group": account.group, "extra_groups": []}
-        done = subprocess.run(  # type: ignore[call-overload]
-            command, cwd=self.data, env={**_ENVIRONMENT, **secrets}, capture_output=True, text=True, check=False, **who
+        done = subprocess.run(
+            command,
+            cwd=self.data,
+            env={**_ENVIRONMENT, **secrets},
+            user=None if account is None else account.user,
+            group=None if account is None else account.group,
+            extra_groups=None if account is None else [],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()[-2_000:]

@@ -84,7 +84,8 @@ def parse_compact_instant(text: str, *, pointer: str = "") -> int:
     if match is None:
         raise _invalid(pointer, f"not a compact time: {_quoted(text)}; write it like 20261201T010000.000000Z")
     try:
-        moment = datetime(*map(int, match.groups()), tzinfo=UTC)  # type: ignore[misc,arg-type]
+        year, month, day, hour, minute, second, fraction = map(int, match.groups())
+        moment = datetime(year, month, day, hour, minute, second, fraction, UTC)
     except ValueError as error:
         raise _invalid(pointer, f"there is no such time as {_quoted(text)}: {error}") from None
     us = (moment - _EPOCH) // _TICK

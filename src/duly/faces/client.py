@@ -94,7 +94,7 @@ class Client:
 
         def decorate(function: Callable[..., Any]) -> Any:
             self.aio.registrations.add(function, schedule, options)
-            function.submit = functools.partial(self.submit, function)  # type: ignore[attr-defined]
+            function.submit = functools.partial(self.submit, function)  # type: ignore[attr-defined]  # a new one
             return function
 
         return cast("_Decorator", decorate)

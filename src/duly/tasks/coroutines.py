@@ -162,7 +162,7 @@ class AsyncExecutor:
                 if staged.mode == "async":
                     value = await function(*staged.args, **staged.kwargs)  # type: ignore[misc]  # no fault: found
                 else:
-                    value = await asyncio.to_thread(function, *staged.args, **staged.kwargs)  # type: ignore[arg-type]
+                    value = await asyncio.to_thread(function, *staged.args, **staged.kwargs)  # type: ignore[arg-type]  # found
                     if inspect.isawaitable(value):
                         value = await value
                 result, fault = encoded(value)

@@ -171,7 +171,7 @@ class FunctionRunner:
             self.sink.succeeded(held, done.started, done.finished, done.result, outputs=outputs, logs=logs)
         else:
             fault = done.fault
-            error = Failure(kind=fault.kind, message=fault.message, detail=fault.detail)  # type: ignore[arg-type]
+            error = Failure(kind=fault.kind, message=fault.message, detail=fault.detail)
             self.sink.failed(
                 held,
                 done.finished,

@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from duly.core.model import ErrorKind
+
 TICKETS: Final = 4_096  # runs that one executor may hold at a time
 _HEADER: Final = 64
 
@@ -66,7 +68,7 @@ class Close(msgspec.Struct, array_like=True, tag=4):
 class Fault(msgspec.Struct, array_like=True, gc=False):
     """What a run raised."""
 
-    kind: str
+    kind: ErrorKind
     message: str
     detail: str
     retryable: bool

@@ -84,7 +84,7 @@ def test_a_failing_run_decides_the_exit_code(duly: Duly, report: Path) -> None:
 def test_exit_codes_of_runs(state: str, exit_code: int | None, kind: str | None, expected: int) -> None:
     """As a shell would tell them."""
     error = None if kind is None else SimpleNamespace(kind=kind)
-    assert run_exit(SimpleNamespace(state=state, exit_code=exit_code, error=error)) == expected  # type: ignore[arg-type]
+    assert run_exit(SimpleNamespace(state=state, exit_code=exit_code, error=error)) == expected  # type: ignore[arg-type]  # a run in three fields
 
 
 def test_functions_requests_and_programs(duly: Duly, server: str) -> None:

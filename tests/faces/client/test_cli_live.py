@@ -105,8 +105,8 @@ async def test_a_log_is_followed_over_broken_connections(
     async with cutting_proxy(server) as proxy:
         words = [*DULY, "run", "log", "-f", held, "--server", proxy.url]
         how = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, "env": environment}
-        follower = await asyncio.create_subprocess_exec(*words, **how)  # type: ignore[arg-type]
-        other = await asyncio.create_subprocess_exec(*words, **how)  # type: ignore[arg-type]
+        follower = await asyncio.create_subprocess_exec(*words, **how)
+        other = await asyncio.create_subprocess_exec(*words, **how)
         assert follower.stdout is not None
         assert other.stdout is not None
         async with asyncio.timeout(50):
@@ -169,5 +169,5 @@ def test_progress_is_for_terminals(environment: dict[str, str], tmp_path: Path, 
     piped = subprocess.run([*DULY, *words], capture_output=True, env=environment, check=True, timeout=30)
     assert (piped.stderr, piped.stdout.count(b"\n")) == (b"", 1)
     for job in client.jobs(name="large").items:
-        assert job.task.code is not None  # type: ignore[union-attr]
+        assert job.task.code is not None  # type: ignore[union-attr]  # a function task
         client.delete(job.id)

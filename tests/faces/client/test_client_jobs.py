@@ -60,7 +60,7 @@ def test_a_task_as_the_api_has_it(client: Client) -> None:
     with pytest.raises(InvalidInput, match="there is no file"):
         client.create(code="/nowhere/at/all", schedule="now")
     with pytest.raises(TypeError, match="no option 'prio'"):
-        client.create(task={"kind": "command", "argv": ["true"]}, schedule="now", prio=5)  # type: ignore[call-arg]
+        client.create(task={"kind": "command", "argv": ["true"]}, schedule="now", prio=5)  # type: ignore[call-arg]  # that is the test
 
 
 def test_errors_keep_their_class(client: Client) -> None:
@@ -80,7 +80,7 @@ def test_the_life_of_a_job(client: Client) -> None:
     changed = client.update(job.id, priority=9, schedule="every 2h", timeout="5m", if_version=job.version)
     assert (changed.priority, changed.schedule, changed.timeout) == (9, "every 2h", "5m")
     assert client.update(job.id, timeout=None).timeout == "1h"
-    assert client.update(job.id, task={"argv": ["false"]}).task.argv == ["false"]  # type: ignore[union-attr]
+    assert client.update(job.id, task={"argv": ["false"]}).task.argv == ["false"]  # type: ignore[union-attr]  # a command task
     with pytest.raises(PreconditionFailed):
         client.update(job.id, priority=1, if_version=1)
     assert client.pause(job.id).state == "paused"
@@ -151,5 +151,5 @@ async def test_what_happens_is_streamed(client: Client) -> None:
         if event.job_id == job.id:
             assert event.type == "job.created"
             break
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()  # type: ignore[attr-defined]  # a generator
     await client.aio.close()

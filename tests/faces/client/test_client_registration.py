@@ -44,7 +44,7 @@ def test_a_changed_decorator_changes_the_job(server: str) -> None:
     versions: list[tuple[str, int, str, dict[str, str]]] = []
     for options in ({"priority": 9, "labels": {"a": "b", "c": "d"}}, {"labels": {"a": "x"}}, {"labels": {"a": "x"}}):
         with Client.connect(server) as client:
-            client.job("@daily", **options)(digest)  # type: ignore[arg-type]
+            client.job("@daily", **options)(digest)
             job = client.register()[0]
             versions.append((job.id, job.version, str(job.priority), job.labels))
     ids, numbers, priorities, labels = zip(*versions, strict=True)
@@ -85,7 +85,7 @@ def test_bad_decorators_are_refused_where_they_stand() -> None:
     with pytest.raises(InvalidInput, match="top of a module"):
         client.job("@daily")(lambda: None)
     with pytest.raises(TypeError, match="'tz'"):
-        client.job("@daily", tz="UTC")(sweep)  # type: ignore[call-arg]
+        client.job("@daily", tz="UTC")(sweep)  # type: ignore[call-arg]  # that is the test
 
 
 values = st.recursive(

@@ -73,7 +73,7 @@ def test_iterating_from_ordinary_code() -> None:
     thread = LoopThread()
     items = thread.each(count("early"))
     assert next(items) == 1
-    items.close()  # type: ignore[attr-defined]
+    items.close()  # type: ignore[attr-defined]  # a generator
     with pytest.raises(KeyError):
         list(thread.each(count("whole")))
     assert closed == ["early", "whole"]

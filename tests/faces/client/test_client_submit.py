@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -64,9 +65,9 @@ def test_the_decorator_speaks_for_submitted_runs(server: str, office: ModuleType
         (datetime(2099, 1, 2, 3, 4, 5, 6, tzinfo=UTC), "2099-01-02T03:04:05.000006Z"),
     ],
 )
-def test_times(client: Client, office: ModuleType, at: object, schedule: str) -> None:
+def test_times(client: Client, office: ModuleType, at: Any, schedule: str) -> None:
     """Now, a schedule, a time from now, an instant."""
-    handle = client.submit(office.add, 1, at=at)  # type: ignore[call-overload]
+    handle = client.submit(office.add, 1, at=at)
     assert client.get(handle.job_id).schedule == schedule
     if at is not None:
         assert handle.status == "waiting"
@@ -132,7 +133,7 @@ def test_some_of_many_refused(client: Client, office: ModuleType) -> None:
         client.submit_many(office.add, [(1,), (2,), (3,)], at=["in 1h", "in a while", "in 1h"])
     assert list(caught.value.refused) == [1]
     assert sorted(caught.value.job_ids) == [0, 2]
-    assert client.get(caught.value.job_ids[2]).task.args == [3]  # type: ignore[union-attr]
+    assert client.get(caught.value.job_ids[2]).task.args == [3]  # type: ignore[union-attr]  # a function task
 
 
 def test_bad_batches_are_refused_here(client: Client, office: ModuleType) -> None:

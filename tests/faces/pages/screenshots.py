@@ -76,7 +76,7 @@ def screens(url: str) -> dict[str, str]:
 
 def picture(browser: Browser, url: str, scheme: str, path: Path, *, phone: bool) -> None:
     """One screen, once it is connected and drawn."""
-    context = browser.new_context(viewport=PHONE if phone else WIDE, color_scheme=scheme)  # type: ignore[arg-type]
+    context = browser.new_context(viewport=PHONE if phone else WIDE, color_scheme=scheme)  # type: ignore[arg-type]  # "light" or "dark"
     page = context.new_page()
     page.goto(url)
     if page.locator("[data-live]").count():

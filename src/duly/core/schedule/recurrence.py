@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from duly.core.errors import ScheduleError
 
@@ -118,7 +118,7 @@ class _Reader:
 
     def read(self) -> Recurrence:
         at = 0
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         if self.text.startswith("DTSTART"):
             match = _DTSTART.match(self.text)
             if match is None or match.group(1) == ";":
@@ -144,9 +144,9 @@ class _Reader:
         if "freq" not in values:
             self.refuse(0, "a recurrence rule needs a FREQ")
         self.check(values, written)
-        return Recurrence(**values)  # type: ignore[arg-type]
+        return Recurrence(**values)
 
-    def part(self, name: str, value: str, at: int, value_at: int, values: dict[str, object]) -> None:
+    def part(self, name: str, value: str, at: int, value_at: int, values: dict[str, Any]) -> None:
         if name == "FREQ":
             if value not in FREQUENCIES:
                 self.refuse(value_at, f"{_shown(value)} is not a frequency; they are {', '.join(FREQUENCIES)}")
@@ -209,7 +209,7 @@ class _Reader:
             self.refuse(at, f"there is no such time as {text}", "20261231T235959Z")
         return Stamp(seconds, utc=match.group(7) is not None, date_only=match.group(4) is None)
 
-    def check(self, values: dict[str, object], written: dict[str, int]) -> None:
+    def check(self, values: dict[str, Any], written: dict[str, int]) -> None:
         """The rules about which parts go together."""
         freq = str(values["freq"])
         for name, frequencies in _FORBIDDEN.items():

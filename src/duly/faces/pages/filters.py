@@ -7,7 +7,7 @@ is:active|paused|completed|deleted    task:function|command|http    name:<whole>
 from __future__ import annotations
 
 import shlex
-from typing import Final
+from typing import Any, Final
 
 from duly.core.errors import InvalidInput
 from duly.ports import JobQuery
@@ -18,7 +18,7 @@ WORDS: Final = (*(f"is:{state}" for state in STATES), *(f"task:{task}" for task 
 LONGEST: Final = 1_000
 
 
-def parse_filter(text: str) -> dict[str, object]:
+def parse_filter(text: str) -> dict[str, Any]:
     """The fields of a JobQuery that a filter asks for. Raises InvalidInput with what was not understood."""
     if len(text) > LONGEST:
         raise InvalidInput.at("/query/q", f"a filter has at most {LONGEST} characters")
@@ -26,7 +26,7 @@ def parse_filter(text: str) -> dict[str, object]:
         words = shlex.split(text)
     except ValueError as error:
         raise InvalidInput.at("/query/q", f"a quote is not closed: {error}") from None
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     labels: list[tuple[str, str]] = []
     free: list[str] = []
     for word in words:
@@ -49,17 +49,17 @@ def parse_filter(text: str) -> dict[str, object]:
     return found
 
 
-def job_query(text: str, **others: object) -> JobQuery:
+def job_query(text: str, **others: Any) -> JobQuery:
     """The query of a filter."""
-    return JobQuery(**(parse_filter(text) | others))  # type: ignore[arg-type]
+    return JobQuery(**(parse_filter(text) | others))
 
 
-def bulk_filter(text: str) -> dict[str, object]:
+def bulk_filter(text: str) -> dict[str, Any]:
     """The same as the filter of a bulk action; empty when nothing was asked for."""
     found = parse_filter(text)
     labels = found.pop("labels", ())
     if labels:
-        found["label"] = [f"{key}:{value}" for key, value in labels]  # type: ignore[attr-defined]
+        found["label"] = [f"{key}:{value}" for key, value in labels]
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from duly.core.contract import BulkFilter, BulkSpec, PreviewSpec
+from duly.core.contract import BulkSpec, PreviewSpec
 from duly.core.definition import is_job_id
 from duly.core.errors import DulyError, InvalidInput, NotFound
 from duly.core.model import JobId
@@ -76,7 +76,7 @@ async def bulk(visit: Visit) -> Page | Answer:
     wanted = {"ids": ids} if ids else bulk_filter(text)
     if not wanted:
         raise InvalidInput("mark jobs, or write a filter; all jobs at once is never meant")
-    spec = BulkSpec(filter=msgspec.convert(wanted, BulkFilter), action=action, dry_run="sure" not in form)  # type: ignore[arg-type]
+    spec = msgspec.convert({"filter": wanted, "action": action, "dry_run": "sure" not in form}, BulkSpec)
     result = await visit.servicer.bulk(spec, namespace=visit.namespace)
     if not spec.dry_run and not result.errors:
         raise SeeOther(visit.url("/jobs", q=text, done="bulk", n=result.changed))

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from duly.core.errors import DulyError, Malformed, NotFound
@@ -50,7 +50,7 @@ async def live(visit: Visit, table: PageTable) -> Answer:
 
 
 async def _frames(
-    visit: Visit, table: PageTable, handler: Handler, scope: dict[str, object], at: int
+    visit: Visit, table: PageTable, handler: Handler, scope: dict[str, Any], at: int
 ) -> AsyncIterator[bytes]:
     known = visit.servicer.event_log.number == at  # nothing happened since the page was made
     table.watchers += 1
@@ -63,17 +63,17 @@ async def _frames(
 
 
 async def _updates(
-    visit: Visit, table: PageTable, handler: Handler, scope: dict[str, object], known: bool
+    visit: Visit, table: PageTable, handler: Handler, scope: dict[str, Any], known: bool
 ) -> AsyncGenerator[bytes, None]:
     """A frame for each look that found something changed. `known`: the first look is what the page shows already."""
     servicer, call = visit.servicer, visit.call
-    pairs = read_pairs(scope["query_string"])  # type: ignore[arg-type]
+    pairs = read_pairs(scope["query_string"])
     log = servicer.event_log
     shown: dict[str, bytes] = {}
     number = log.number
     while not log.closed:
         began = servicer.monotonic()
-        own = Call(scope, call.gone, call.send, context=call.context, principal=None, namespace=None, query=Query())  # type: ignore[arg-type]
+        own = Call(scope, call.gone, call.send, context=call.context, principal=None, namespace=None, query=Query())  # type: ignore[arg-type]  # gone reads nothing
         try:
             now = table.visit(own, pairs)  # each time anew: a token that was revoked ends the stream
             page = await handler(now)

@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 
 from duly.core.explain import CAUSES
 from duly.core.instants import parse_instant
+from duly.core.model import LateCause
 
 LEVEL_WORDS: Final = (
     "no run",
@@ -128,9 +129,9 @@ def short(identity: str) -> str:
     return identity if len(identity) <= 14 else f"…{identity[-12:]}"
 
 
-def cause(word: str | None) -> str:
+def cause(word: LateCause | None) -> str:
     """A cause of lateness as a sentence."""
-    return CAUSES.get(word, "") if word else ""  # type: ignore[call-overload]
+    return CAUSES.get(word, "") if word else ""
 
 
 def pretty(value: Any) -> str:
