@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from duly.commands.connection import Output
-from duly.commands.server import Directory, SettingsFile
+from duly.commands.settings_flags import Apps, Directory, Functions, Host, LogLevel, SettingsFile
 from duly.commands.terminal import note, put, put_json, table
 
 if TYPE_CHECKING:
@@ -31,18 +31,12 @@ def run(
     workers: Annotated[int, Parameter(help="Worker processes.")] = 4,
     nats: Annotated[Literal[1, 3], Parameter(help="NATS servers.")] = 1,
     standbys: Annotated[Literal[0, 1], Parameter(help="PostgreSQL servers that follow each shard's.")] = 0,
-    host: Annotated[str | None, Parameter(help="Address to listen on; any but loopback needs tokens.")] = None,
+    host: Host = None,
     port: Annotated[int | None, Parameter(help="Port of the one URL; 0 takes a free one.")] = None,
     slots: Annotated[int | None, Parameter(help="Runs in processes at once, per worker.")] = None,
-    app: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="MODULE:NAME of a Duly whose functions to run; repeatable.")
-    ] = (),
-    functions: Annotated[
-        Literal["registered", "any"] | None, Parameter(help="Run registered functions only, or any importable one.")
-    ] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"] | None, Parameter(help="Least level to log.")
-    ] = None,
+    app: Apps = (),
+    functions: Functions = None,
+    log_level: LogLevel = None,
     config: SettingsFile = None,
     output: Output = _PLAIN,
 ) -> None:

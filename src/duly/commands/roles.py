@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from duly.commands.connection import Output
-from duly.commands.server import Directory, SettingsFile
+from duly.commands.settings_flags import Apps, Directory, Functions, Host, LogLevel, Port, SettingsFile, Slots
 from duly.commands.terminal import put, put_json
 
 if TYPE_CHECKING:
@@ -25,14 +25,13 @@ _PLAIN = Output()
 Name = Annotated[str | None, Parameter(help="Name of this process in the cluster.")]
 ProbeHost = Annotated[str | None, Parameter(help="Address that health and metrics are told at; loopback by default.")]
 ProbePort = Annotated[int | None, Parameter(help="Port for health and metrics; 0 takes a free one, none by default.")]
-LogLevel = Annotated[Literal["debug", "info", "warning", "error"] | None, Parameter(help="Least level to log.")]
 
 
 def servicer(
     *,
     dir_: Directory = None,
-    host: Annotated[str | None, Parameter(help="Address to listen on; any but loopback needs tokens.")] = None,
-    port: Annotated[int | None, Parameter(help="Port to listen on; 0 takes a free one.")] = None,
+    host: Host = None,
+    port: Port = None,
     name: Name = None,
     log_level: LogLevel = None,
     config: SettingsFile = None,
@@ -64,13 +63,9 @@ def scheduler(
 def worker(
     *,
     server: Annotated[str | None, Parameter(help="Servicers, separated by commas.")] = None,
-    slots: Annotated[int | None, Parameter(help="Runs in processes at once; the number of CPUs by default.")] = None,
-    app: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="MODULE:NAME of a Duly whose functions to run; repeatable.")
-    ] = (),
-    functions: Annotated[
-        Literal["registered", "any"] | None, Parameter(help="Run registered functions only, or any importable one.")
-    ] = None,
+    slots: Slots = None,
+    app: Apps = (),
+    functions: Functions = None,
     name: Name = None,
     probe_host: ProbeHost = None,
     probe_port: ProbePort = None,

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from duly.commands.connection import Output
+from duly.commands.settings_flags import Apps, Directory, Functions, Host, LogLevel, Port, SettingsFile, Slots
 from duly.commands.terminal import put, put_json
 
 _PLAIN = Output()
-
-Directory = Annotated[Path | None, Parameter(name="--dir", help="Directory of stores, files and tokens.")]
-SettingsFile = Annotated[Path | None, Parameter(help="Settings file instead of ./duly.toml.")]
 
 
 def up(
     *,
     dir_: Directory = None,
-    host: Annotated[str | None, Parameter(help="Address to listen on; any but loopback needs tokens.")] = None,
-    port: Annotated[int | None, Parameter(help="Port to listen on; 0 takes a free one.")] = None,
-    slots: Annotated[int | None, Parameter(help="Runs in processes at once; the number of CPUs by default.")] = None,
+    host: Host = None,
+    port: Port = None,
+    slots: Slots = None,
     shards: Annotated[int | None, Parameter(help="Stores side by side; fixed when the directory is made.")] = None,
-    app: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="MODULE:NAME of a Duly whose functions to run; repeatable.")
-    ] = (),
-    functions: Annotated[
-        Literal["registered", "any"] | None, Parameter(help="Run registered functions only, or any importable one.")
-    ] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"] | None, Parameter(help="Least level to log.")
-    ] = None,
+    app: Apps = (),
+    functions: Functions = None,
+    log_level: LogLevel = None,
     config: SettingsFile = None,
     output: Output = _PLAIN,
 ) -> None:
