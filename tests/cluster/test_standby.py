@@ -93,7 +93,7 @@ async def test_a_standby_leads_with_all_that_was_acknowledged(tmp_path: Path) ->
         await write(shard, 5)
 
         (tmp_path / "s0b" / "data" / "global" / "pg_control").unlink()
-        shard.members["s0b"].kill()
+        await shard.members["s0b"].kill()
         await reaches(lambda: shard.leader == "s0")
         await write(shard, 6)
         assert await kept(shard) == [1, 2, 3, 4, 5, 6]

@@ -56,7 +56,8 @@ async def test_one_that_ends_is_started_again(make: Make) -> None:
     it.start()
     assert await it.ready(10 * SECOND) == {"who": "me"}
     first = it.pid
-    it.kill()
+    await it.kill()
+    assert (it.pid, it.state, it.restarts) == (None, "pausing", 1), "the killed one is not told as running"
     await reaches(lambda: it.pid not in (None, first))
     await it.ready(10 * SECOND)
     assert (it.restarts, it.state) == (1, "ready")

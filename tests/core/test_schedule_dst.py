@@ -147,6 +147,25 @@ def test_once_in_the_gap(dst: str, at: str) -> None:
     """A single local time in the gap moves as the mode says."""
     schedule = parse_schedule("at 2027-03-28T02:30", timezone="Europe/Berlin", dst=dst, anchor=0)
     assert schedule.next_after(0) == parse_instant(at + "Z")
+    [seen] = preview(schedule, 0, 2)
+    assert (seen.moved_by_dst, seen.note) == (True, "moved from 02:30: the clock jumps from 02:00 to 03:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("at 2027-03-28T01:30", ""),
+        ("at 2027-03-28T03:00", ""),
+        ("at 2027-03-28T02:30:00+01:00", ""),
+        ("2027-03-28T01:00:00Z", ""),
+        ("at 2027-03-28T02:30:15.5", "moved from 02:30:15: the clock jumps from 02:00 to 03:00"),
+        ("at 2027-10-31T02:30", "the first 02:30 of the day: the clock will be set back"),
+    ],
+)
+def test_once_near_a_clock_change_says_what_it_did(text: str, note: str) -> None:
+    """Only a local time is moved or repeated; an instant is what it is."""
+    [seen] = preview(parse_schedule(text, timezone="Europe/Berlin", anchor=0), 0, 2)
+    assert seen.note == note
 
 
 def test_once_in_the_gap_is_refused_by_skip() -> None:

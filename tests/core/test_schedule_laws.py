@@ -304,12 +304,16 @@ def test_sentences() -> None:
         "now": "Once, at 2026-11-20 11:00:00 Europe/Berlin",
         "every 90s": "Every 90 seconds",
         "every 15m from 09:00": "Every 15 minutes, on a grid through 09:00 Europe/Berlin",
+        "every 60m": "Every hour",
+        "every 1d": "Every 24 hours",
+        "R3/2026-12-01T06:00:00Z/P1Y6M": "3 times, every 18 months from 2026-12-01 07:00:00 Europe/Berlin",
+        "R/2026-12-01T06:00:00Z/P1W": "Every week from 2026-12-01 07:00:00 Europe/Berlin",
         "after 1h": "1 hour after the previous run has completed",
         "30 2 * * *": "At 02:30 every day, Europe/Berlin time",
         "0 0 13 * FRI": "At 00:00 on the 13th day of month or on Friday, Europe/Berlin time",
         "FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=9;BYMINUTE=0": "Every month on the last Friday at 09:00, Europe/Berlin time",
         "RRULE:FREQ=WEEKLY;INTERVAL=2;COUNT=3": "Every 2 weeks on Friday at 11:00, Europe/Berlin time, 3 times",
-        "R12/2026-01-01T00:00:00Z/PT1H": "12 times, every PT1H from 2026-01-01 01:00:00 Europe/Berlin",
+        "R12/2026-01-01T00:00:00Z/PT1H": "12 times, every hour from 2026-01-01 01:00:00 Europe/Berlin",
     }
     for text, sentence in expected.items():
         assert parse_schedule(text, anchor=NOW, timezone="Europe/Berlin").describe() == sentence

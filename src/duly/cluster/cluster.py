@@ -261,7 +261,7 @@ class Cluster:
             member.start()
             await member.ready(READY_WITHIN)
         elif do == "kill":
-            member.kill()
+            await member.kill()
         else:
             raise InvalidInput.at("/do", f"{do!r} is none of status, stop, start, kill, promote")
         return self.status()

@@ -36,6 +36,7 @@ LAST_PAUSE: Final = 5 * SECOND
 HOPELESS: Final = 3  # lives without becoming ready, after which who waits for that is told
 NOT_STARTED: Final = 127
 USAGE: Final = 2  # exit code of a role whose settings are wrong: another life will not help
+KILLED_WITHIN: Final = 5 * SECOND  # SIGKILL waits only for what the kernel does not interrupt
 STEADY: Final = 10 * SECOND  # whoever has lived this long is restarted without a pause to speak of
 LOOK: Final = 20 * MILLISECOND  # between two looks at what only a file tells
 LOG_BYTES: Final = 16 * 1024 * 1024  # then the log is moved to <name>.log.1
@@ -94,6 +95,7 @@ class Supervised:
         self._up = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
+        self._reaped = asyncio.Event()  # its end was seen to: `pid` and `state` tell of it
         self._poke = asyncio.Event()
         self._heard = b""
         self._was_up = False  # in the last life
@@ -138,10 +140,12 @@ class Supervised:
             self._keeping = None
         self._is("stopped")
 
-    def kill(self) -> None:
-        """SIGKILL, as a crash would: it is restarted if it is wanted."""
+    async def kill(self) -> None:
+        """SIGKILL, as a crash would: it is restarted if it is wanted. Returns when it has ended, within 5 seconds."""
         if self._process is not None:
             self._process.kill()
+            if not await self._clock.wait(self._reaped, KILLED_WITHIN):
+                raise TimedOut(f"{self.name} was killed, and has not ended after {KILLED_WITHIN // SECOND} s")
 
     def last_words(self, limit: int = 2_000) -> str:
         """The end of its log."""
@@ -183,6 +187,7 @@ class Supervised:
             return NOT_STARTED
         self.pid = process.pid
         self._over.clear()
+        self._reaped.clear()
         self._was_up = False
         self._is("starting")
         pidfd = os.pidfd_open(process.pid)
@@ -210,6 +215,7 @@ class Supervised:
             status = process.wait()
             self._process, self.pid = None, None
             self._over.set()
+            self._reaped.set()
         return status
 
     async def _look(self, ready: Callable[[int], bool], pid: int) -> None:

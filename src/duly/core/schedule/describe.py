@@ -31,7 +31,7 @@ def once(at: int, zone: Zone) -> str:
 
 def rate(every: int, told: str | None) -> str:
     """`Every 15 minutes, on a grid through 09:00 UTC`."""
-    return f"Every {_span(every)}" + (f", {told}" if told else "")
+    return f"Every {elapsed(every)}" + (f", {told}" if told else "")
 
 
 def delay(delay: int) -> str:
@@ -49,8 +49,22 @@ def cron(canonical: tuple[str, ...], either: bool, zone: Zone) -> str:
     return f"{told}, {zone.name} time"
 
 
-def repeat(count: int | None, origin: int, period: str, zone: Zone) -> str:
-    """`12 times, every PT1H from 2026-01-01 00:00:00 UTC`."""
+def elapsed(every: int) -> str:
+    """What a rate (µs) comes every: `hour`, `15 minutes`. Never `day`, which clock changes make longer or shorter."""
+    return "24 hours" if every == 24 * HOUR else _span(every).removeprefix("1 ")
+
+
+def calendar(years: int, months: int, weeks: int, days: int) -> str:
+    """What a period of the calendar comes every: `month`, `18 months`, `2 weeks`, `day`."""
+    if years or months:
+        count, unit = (years * 12 + months, "month") if months else (years, "year")
+    else:
+        count, unit = (weeks * 7 + days, "day") if days else (weeks, "week")
+    return unit if count == 1 else f"{count} {unit}s"
+
+
+def repeat(count: int | None, period: str, origin: int, zone: Zone) -> str:
+    """`12 times, every hour from 2026-01-01 00:00:00 UTC`."""
     times = "" if count is None else ("Once, " if count == 1 else f"{count} times, ")
     told = f"{times}every {period} from {_local(origin, zone)}"
     return told[0].upper() + told[1:]

@@ -13,9 +13,10 @@ _MAX_SKIPS = 400  # candidates on days off in a row, after which a rate is over:
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """A single instant."""
+    """A single instant; `wall`: the time on the wall clock that it was named by, in seconds, if it was."""
 
     at: int
+    wall: int | None = None
 
     def after(self, instant: int) -> int | None:
         """The instant, if it is still to come."""

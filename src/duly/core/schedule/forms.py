@@ -81,7 +81,7 @@ class Form:
         if word == "in" and rest:
             return self.once(self.anchor + self.duration(rest, rest_at, "in 5m"), at)
         if word == "at" and rest:
-            return self.once(self.moment(rest, rest_at), rest_at)
+            return self.once(self.moment(rest, rest_at), rest_at, wall=_named(rest))
         if word == "every" and rest:
             return self.every(rest, rest_at)
         if word == "after" and rest:
@@ -111,10 +111,10 @@ class Form:
 
     # Once
 
-    def once(self, at: int, position: int) -> Schedule:
+    def once(self, at: int, position: int, wall: int | None = None) -> Schedule:
         if at > MAX_INSTANT:
             self.refuse(position, "later than the year 9999")
-        return self.made("once", Once(at), partial(describe.once, at, self.zone), position)
+        return self.made("once", Once(at, wall), partial(describe.once, at, self.zone), position)
 
     def instant(self, text: str, at: int) -> int:
         match = _LOCAL_TIME.fullmatch(text)
@@ -241,12 +241,12 @@ class Form:
             self.refuse(at + 1, "the count goes from 1 to 999999999; without one it repeats for ever", example)
         count = int(count_text) if count_text else None
         origin = self.repeat_start(start_text, at + match.start(2))
-        told = partial(describe.repeat, count, origin, period.upper(), self.zone)
         calendar_period = _CALENDAR_PERIOD.fullmatch(period)
         if calendar_period is None or len(period) < 3:
             every = self.duration(period, at + match.start(3), example)
             if every < SHORTEST_INTERVAL:
                 self.refuse(at + match.start(3), f"the shortest period is {format_duration(SHORTEST_INTERVAL)}", "PT1S")
+            told = partial(describe.repeat, count, describe.elapsed(every), origin, self.zone)
             return self.made("repeat", Rate(every, origin, 0, None if count is None else count - 1), told, at)
         if count is not None and count > MAX_COUNT:
             self.refuse(at + 1, f"a repeat by days or longer counts to {MAX_COUNT} at most", example)
@@ -257,6 +257,8 @@ class Form:
         if interval == 0:
             self.refuse(at + match.start(3), "a period of nothing", example)
         rule = self.nominal(interval, bool(years or months), origin, count)
+        period = describe.calendar(years, months, weeks, days)
+        told = partial(describe.repeat, count, period, origin, self.zone)
         return self.recurring("repeat", rule, told, at)
 
     def nominal(self, interval: int, monthly: bool, origin: int, count: int | None) -> Recurrence:
@@ -342,6 +344,15 @@ def _seconds_of(year: int, month: int, day: int, hour: int = 0, minute: int = 0,
     if not 1970 <= year <= 9998:
         raise ValueError("year out of range")
     return _wall(datetime(year, month, day, hour, minute, second))
+
+
+def _named(text: str) -> int | None:
+    """The wall time of a local time that `moment` has taken; None if it has an offset, and so is an instant."""
+    match = _LOCAL_TIME.fullmatch(text)
+    if match is None or match.group(6):
+        return None
+    day, hour, minute, second = match.groups()[:4]
+    return _wall(datetime.fromisoformat(f"{day}T{hour}:{minute}:{second or '00'}"))
 
 
 def _wall(naive: datetime) -> int:

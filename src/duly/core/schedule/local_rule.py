@@ -235,17 +235,29 @@ class LocalRule:
         """(moved by a clock change, a sentence about the clock change if one matters here)."""
         stretch = self.zone.stretch(second)
         wall = second + stretch.offset
-        if self.pattern.on_or_after(wall) != wall:
-            gap, end = stretch.start + stretch.before, stretch.start + stretch.offset
-            nominal = self.pattern.on_or_after(gap if self.mode != "shift" else second + stretch.before)
-            was = clock(nominal) if nominal is not None else clock(gap)
-            return True, f"moved from {was}: the clock jumps from {clock(gap)} to {clock(end)}"
-        if stretch.before > stretch.offset and wall < stretch.start + stretch.before:
-            return False, f"the second {clock(wall)} of the day: the clock was set back"
-        following = self.zone.stretch(stretch.end)
-        if following.before > following.offset and wall >= following.start + following.offset:
-            return False, f"the first {clock(wall)} of the day: the clock will be set back"
-        return False, ""
+        if self.pattern.on_or_after(wall) == wall:
+            return change_note(self.zone, wall, second)
+        gap = stretch.start + stretch.before
+        nominal = self.pattern.on_or_after(gap if self.mode != "shift" else second + stretch.before)
+        return change_note(self.zone, gap if nominal is None else nominal, second)
+
+
+def change_note(zone: Zone, named: int, second: int) -> tuple[bool, str]:
+    """(moved by a clock change, a sentence about it) of what a schedule names by this wall time and runs at `second`.
+
+    No sentence where no clock change matters.
+    """
+    stretch = zone.stretch(second)
+    wall = second + stretch.offset
+    if wall != named:
+        gap, end = stretch.start + stretch.before, stretch.start + stretch.offset
+        return True, f"moved from {clock(named)}: the clock jumps from {clock(gap)} to {clock(end)}"
+    if stretch.before > stretch.offset and wall < stretch.start + stretch.before:
+        return False, f"the second {clock(wall)} of the day: the clock was set back"
+    following = zone.stretch(stretch.end)
+    if following.before > following.offset and wall >= following.start + following.offset:
+        return False, f"the first {clock(wall)} of the day: the clock will be set back"
+    return False, ""
 
 
 def clock(wall: int) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from duly.core.instants import SECOND
 from duly.core.schedule.elapsed import Delay, Once, Rate, WorkingDays
-from duly.core.schedule.local_rule import Dst, LocalRule
+from duly.core.schedule.local_rule import Dst, LocalRule, change_note
 from duly.core.schedule.zones import Zone
 
 Kind = Literal["once", "rate", "delay", "cron", "rrule", "repeat"]
@@ -115,7 +115,11 @@ class Schedule:
     def occurrence(self, at: int) -> Occurrence:
         """An instant that this schedule gave, for people."""
         local = self._zone.local(at // SECOND).replace(microsecond=at % SECOND).isoformat()
-        moved, note = self._rule.note(at // SECOND) if isinstance(self._rule, LocalRule) else (False, "")
+        moved, note = False, ""
+        if isinstance(self._rule, LocalRule):
+            moved, note = self._rule.note(at // SECOND)
+        elif isinstance(self._rule, Once) and self._rule.wall is not None:
+            moved, note = change_note(self._zone, self._rule.wall, at // SECOND)
         return Occurrence(at, local, moved, note)
 
 
