@@ -39,7 +39,7 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     q: str | None = None
     running: bool = False  # only jobs that have a run in state running
-    order: Literal["created", "-created", "name", "-name"] = "created"
+    order: Literal["created", "-created", "name", "-name"] = "created"  # by id, which only some keys unhinge from time
     cursor: str | None = None
     limit: int = 100
 

@@ -20,7 +20,7 @@ from duly.core.definition import (
     patch_job,
     path_problem,
 )
-from duly.core.errors import DulyError, InvalidInput, Malformed, TooLarge
+from duly.core.errors import DulyError, FieldError, InvalidInput, Malformed, TooLarge
 from duly.core.instants import HOUR, SECOND
 from duly.core.model import Job, JobId
 
@@ -183,3 +183,68 @@ def test_merge_patch_examples_of_the_rfc() -> None:
     assert merge({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}) == {"a": {"b": "d"}}
     assert merge({"e": None}, {"a": 1}) == {"e": None, "a": 1}
     assert merge({}, {"a": {"bb": {"ccc": None}}}) == {"a": {"bb": {}}}
+
+
+def test_every_wrong_field_is_told_at_once() -> None:
+    """Wrong shapes do not hide one another, nor what is wrong with the meaning of other fields."""
+    task = {"kind": "command", "argv": [1, "a", None], "env": {"A": 1, "B": 2, "": "c"}, "code": "sha256:x", "cod": 1}
+    told = complaints(
+        task=task,
+        schedule="0 0 31 2 *",
+        timezone="Europe/Berln",
+        priority=10,
+        dst="other",
+        labels={"a": 1},
+        retry={"max_attempts": "x", "bas": 1},
+        timeout="5",
+        start=5,
+        end=None,
+        **{"a/b": 1},
+    )
+    assert set(told) == {
+        "/task/argv/0", "/task/argv/2", "/task/env/A", "/task/env/B", "/task/env", "/task/code",
+        "/task/cod",
+        "/timezone", "/priority", "/dst", "/labels/a", "/a~1b", "/retry/max_attempts", "/retry/bas", "/timeout",
+        "/start",
+    }  # fmt: skip
+    assert "cron, shift, skip or both" in told["/dst"]
+    assert "Europe/Berlin" in told["/timezone"]
+    assert set(complaints(priority=10, schedule="0 0 31 2 *")) == {"/priority", "/schedule"}
+    assert set(complaints(priority=10, task=None, keep={"runs": -1, "for": "x"})) == {
+        "/priority", "/task", "/keep/runs", "/keep/for"
+    }  # fmt: skip
+    assert set(complaints(task={"kind": "command", "argv": ["a\0"], "env": {"A": 1, "B": "\0"}})) == {
+        "/task/argv/0", "/task/env/A", "/task/env/B"
+    }  # fmt: skip
+
+
+def test_a_body_of_wrong_fields_lists_the_first_of_them() -> None:
+    """All are counted; what is listed has a bound. Within a batch, pointers name the job."""
+    body = msgspec.json.encode({"task": FUNCTION, "schedule": "now", **{f"x{n}": 1 for n in range(1000)}})
+    with pytest.raises(InvalidInput, match="and 999 more") as caught:
+        decode(body, JobSpec, prefix="/jobs/7")
+    assert len(caught.value.errors) == 50
+    with pytest.raises(InvalidInput) as caught:
+        decode(b'{"schedule":"x","priority":-1}', JobSpec, prefix="/jobs/7")
+    assert {each.pointer for each in caught.value.errors} == {"/jobs/7/task", "/jobs/7/schedule", "/jobs/7/priority"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from([*JobSpec.__struct_fields__, "x", "a/b"]), JSON | st.just(FUNCTION), max_size=6))
+def test_whatever_is_refused_names_its_fields(value: dict[str, object]) -> None:
+    """Each complaint points into the body, at something that is there or is missing."""
+    errors: tuple[FieldError, ...] = ()
+    try:
+        decode(msgspec.json.encode(value), JobSpec)
+    except InvalidInput as error:
+        errors = error.errors or (FieldError("/nothing", ""),)
+    names = {*JobSpec.__struct_fields__, "x", "a~1b"}
+    assert all(each.pointer.split("/")[1] in names and each.detail for each in errors)
+    assert len({each.pointer for each in errors}) == len(errors), "each once"

@@ -281,7 +281,7 @@ async def _register(settings: Settings, transport: Transport, clock: Clock) -> N
             return
         except DulyError as error:
             if error.status < 500 and error.status != 429:
-                advice = "`duly register` does it with a token of scope submit" if error.status == 403 else ""
+                advice = "`duly register` does it, with a token of scope operate" if error.status == 403 else ""
                 log.error("the apps' jobs are not registered: %s %s", error, advice)  # noqa: TRY400 - says it all
                 return
             log.info("the apps' jobs are not registered yet: %s", error)

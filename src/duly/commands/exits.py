@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ TIMED_OUT: Final = 124
 INTERRUPTED: Final = 130
 
 _CODES: Final = {400: USAGE, 404: NOT_FOUND, 409: CONFLICT, 412: CONFLICT, 422: USAGE, 504: TIMED_OUT}
+_NEEDED: Final = re.compile(r"\bscope (submit|operate|admin|worker|read)\b")
 _ADVICE: Final = {
     "unauthenticated": "give a token with --token or DULY_TOKEN; make one with: duly token create",
     "forbidden": "use a token with a wider scope; make one with: duly token create --scope operate",
@@ -84,6 +86,9 @@ def advice_for(error: DulyError) -> str | None:
         return None
     if error.code == "unauthenticated" and "expired" in error.detail:
         return "make a new one on the server: duly token create; which have ended: duly token list"
+    needed = _NEEDED.search(error.detail) if error.code == "forbidden" else None
+    if needed is not None:
+        return f"use a token with that scope; make one on the server with: duly token create --scope {needed.group(1)}"
     if error.code == "not_found" and "token" in error.detail:
         return "see what there is: duly token list"
     return _ADVICE.get(error.code)

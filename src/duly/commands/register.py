@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from duly.commands.connection import Connection
 from duly.commands.terminal import put, put_json
+from duly.core.errors import Forbidden
 
 _HERE = Connection()
 
@@ -20,7 +21,7 @@ def register(
     *,
     connection: Connection = _HERE,
 ) -> None:
-    """Create the jobs of the app's scheduled functions, or bring them up to date."""
+    """Create the jobs of the app's scheduled functions, or bring them up to date: a token of scope operate may."""
     import asyncio
 
     from duly.boot.apps import register_apps
@@ -34,6 +35,11 @@ def register(
         transport = HttpTransport(settings.server, token=settings.token)
         try:
             return await register_apps(app, transport)
+        except Forbidden as error:
+            raise Forbidden(
+                "registering creates jobs and brings them up to date, which takes a token of scope operate; "
+                f"the server says: {error.detail}"
+            ) from None
         finally:
             await transport.close()
 

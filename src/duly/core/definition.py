@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeVar, get_args
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,20 +18,15 @@ from duly.core import contract, policy, views
 from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobSpec, KeepSpec, LimitsSpec, RetrySpec, TaskSpec
 from duly.core.errors import FieldError, InvalidInput, Malformed, ScheduleError, TooLarge
 from duly.core.instants import DAY, parse_duration, parse_instant
+from duly.core.misfits import escape, misfits, refused
 from duly.core.model import (
-    Backoff,
     CommandTask,
-    Delivery,
-    Dst,
     FunctionTask,
     HttpTask,
-    Isolation,
     Job,
     JobId,
     Keep,
     Limits,
-    Misfire,
-    Overlap,
     Retry,
     Task,
 )
@@ -40,22 +35,8 @@ MAX_JOB_BYTES: Final = 256 * 1024
 MAX_LABELS: Final = 64
 MAX_ENTRIES: Final = 1_000  # of env, inputs, headers, kwargs
 
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "kind": ("function", "command", "http"),
-    "dst": get_args(Dst),
-    "misfire": get_args(Misfire),
-    "overlap": get_args(Overlap),
-    "delivery": get_args(Delivery),
-    "backoff": get_args(Backoff),
-    "isolation": get_args(Isolation),
-    "state": get_args(contract.JobStateName),
-    "action": ("pause", "resume", "delete", "trigger"),
-    "mode": ("sync", "async"),
-}
-
 T = TypeVar("T")
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-_PATH = re.compile(r"^\$|(?:\.([^.\[\]]+))|(?:\[(\d+|\.\.\.)\])")
 
 
 # -- ids ----------------------------------------------------------------------------------------------------
@@ -101,7 +82,11 @@ def decode(body: bytes | msgspec.Raw, shape: type[T], *, limit: int = MAX_JOB_BY
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
-        raise complaint(error, prefix) from None
+        try:
+            value = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = msgspec.UNSET  # what comes after the first misfit cannot be looked at
+        raise _refusal(value, shape, error, prefix) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"not valid JSON: {error}") from None
     except RecursionError:
@@ -113,39 +98,51 @@ def convert(value: object, shape: type[T]) -> T:
     try:
         return msgspec.convert(value, type=shape)
     except msgspec.ValidationError as error:
-        raise complaint(error) from None
+        raise _refusal(value, shape, error) from None
     except RecursionError:
         raise Malformed("nested too deeply") from None
 
 
-def complaint(error: msgspec.ValidationError, prefix: str = "") -> InvalidInput:
-    """msgspec's message (`Expected `int`, got `str` - at `$.priority``) as an error with a JSON pointer."""
-    text, _, path = str(error).partition(" - at `")
-    pointer = prefix + _pointer(path.rstrip("`"))
-    unknown = re.match(r"Object contains unknown field `(.*)`", text)
-    if unknown:
-        name = unknown.group(1)
-        return InvalidInput.at(f"{pointer}/{_escape(name)}", f"unknown field {name!r}")
-    missing = re.match(r"Object missing required field `(.*)`", text)
-    if missing:
-        name = missing.group(1)
-        return InvalidInput.at(f"{pointer}/{_escape(name)}", f"{name} is required")
-    choices = _CHOICES.get(pointer.rpartition("/")[2])
-    if choices and text.startswith("Invalid"):
-        return InvalidInput.at(
-            pointer, f"one of {', '.join(choices[:-1])} or {choices[-1]}; {text[:1].lower()}{text[1:]}"
-        )
-    return InvalidInput.at(pointer, text[:1].lower() + text[1:])
+def _refusal(value: object, shape: type, error: msgspec.ValidationError, prefix: str = "") -> InvalidInput:
+    """All that is wrong with a value, of a job also with the fields that have the right shape."""
+    wrong = misfits(value, shape, error, prefix)
+    if shape is JobSpec and isinstance(value, dict):
+        wrong += _wrong_elsewhere(value, [each.pointer.removeprefix(prefix) for each in wrong], prefix)
+    return refused(wrong)
 
 
-def _escape(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
+def _wrong_elsewhere(value: dict[str, Any], misshapen: list[str], prefix: str) -> list[FieldError]:
+    """What is wrong with the meaning of those fields of a job that have the right shape."""
+    try:
+        spec = msgspec.convert(_sound(value, misshapen), JobSpec)
+        define_job(spec, job_id=JobId(""), now=0)
+    except msgspec.ValidationError:
+        return []  # there is not enough left to judge by
+    except InvalidInput as error:
+        return [
+            FieldError(prefix + each.pointer, each.detail)
+            for each in error.errors
+            if not any(f"{one}/".startswith(f"{each.pointer}/") for one in misshapen)
+        ]
+    return []
 
 
-def _pointer(path: str) -> str:
-    """`$.task.argv[0]` → `/task/argv/0`."""
-    parts = (match.group(1) or match.group(2) for match in _PATH.finditer(path))
-    return "".join(f"/{_escape(part)}" for part in parts if part)
+def _sound(value: dict[str, Any], misshapen: list[str]) -> dict[str, Any]:
+    """The job without what these pointers lead to; where its task or its schedule goes, another stands in."""
+    sound = dict(value)
+    for pointer in misshapen:
+        holder = sound
+        *path, last = (name.replace("~1", "/").replace("~0", "~") for name in pointer.split("/")[1:])
+        for name in path:
+            inner = holder.get(name)
+            if not isinstance(inner, dict):  # a list: what is wrong within it takes it away as a whole
+                last = name
+                break
+            holder[name] = holder = dict(inner)
+        holder.pop(last, None)
+    if any(pointer in ("/task", "/task/kind", "/task/name", "/task/url") for pointer in misshapen):
+        sound["task"] = {"kind": "function", "name": "-"}
+    return {"task": {"kind": "function", "name": "-"}, "schedule": "now", **sound}
 
 
 # -- jobs ---------------------------------------------------------------------------------------------------
@@ -198,9 +195,7 @@ class _Complaints:
         if len(self.errors) == 1 and isinstance(self._last, ScheduleError):
             raise self._last
         if self.errors:
-            first = self.errors[0]
-            more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
-            raise InvalidInput(f"{first.pointer}: {first.detail}{more}", errors=tuple(self.errors))
+            raise refused(self.errors)
 
 
 class _Margins(NamedTuple):
@@ -329,7 +324,7 @@ def _define_task(spec: TaskSpec, wrong: _Complaints) -> Task:
         case HttpSpec():
             for name, value in spec.headers.items():
                 if any((ord(letter) < 32 and letter != "\t") or ord(letter) == 127 for letter in value):
-                    wrong.add(f"/task/headers/{_escape(name)}", "a header value has no control characters")
+                    wrong.add(f"/task/headers/{escape(name)}", "a header value has no control characters")
             return HttpTask(
                 url=spec.url,
                 method=spec.method,
@@ -347,14 +342,14 @@ def _define_command(spec: CommandSpec, wrong: _Complaints) -> CommandTask:
             wrong.add(f"/task/argv/{index}", "an argument has no NUL")
     for name, value in spec.env.items():
         if "\0" in value:
-            wrong.add(f"/task/env/{_escape(name)}", "an environment value has no NUL")
+            wrong.add(f"/task/env/{escape(name)}", "an environment value has no NUL")
     for field, entries in (("env", spec.env), ("inputs", spec.inputs)):
         if len(entries) > MAX_ENTRIES:
             wrong.add(f"/task/{field}", f"more than {MAX_ENTRIES} entries")
     for path in spec.inputs:
         problem = path_problem(path)
         if problem:
-            wrong.add(f"/task/inputs/{_escape(path)}", problem)
+            wrong.add(f"/task/inputs/{escape(path)}", problem)
     return CommandTask(
         argv=tuple(spec.argv),
         code=spec.code,

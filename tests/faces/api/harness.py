@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -90,13 +91,15 @@ async def served(app: ASGIApp, *, stop: asyncio.Event | None = None, grace: int 
 
 
 async def exchange(url: str, request: bytes) -> tuple[bytes, bytes]:
-    """Head and body of the answer to raw bytes, read until the server hangs up."""
+    """Head and body of the answer to raw bytes; a body of no told length is read until the server hangs up."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(request)
         async with asyncio.timeout(10):
-            return await reader.readuntil(b"\r\n\r\n"), await reader.read()
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"\r\ncontent-length: (\d+)\r\n", head)
+            return head, await (reader.read() if length is None else reader.readexactly(int(length.group(1))))
     finally:
         writer.close()
 

@@ -5,6 +5,8 @@ One plain ASGI wrapper, because each layer of middleware costs every request.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import logging
 import re
@@ -13,7 +15,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from duly.core.errors import DulyError, Forbidden, Malformed
+from duly.core.errors import DulyError, Forbidden, Malformed, TooLarge
 from duly.faces.http.call import ClientGone
 from duly.faces.http.problems import Internal, Misdirected, answer_to
 from duly.faces.http.settings import Context
@@ -21,6 +23,9 @@ from duly.faces.http.settings import Context
 _LOG = logging.getLogger("duly.http")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_LINGER: Final = 5.0  # seconds,
+_SILENCE: Final = 1.0  # seconds without a byte, after which it sends no more; and
+_DISCARDED: Final = 256 * 1024 * 1024  # bytes, in which a client that still sends may come to read its refusal
 _NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 
 
@@ -47,6 +52,13 @@ class Gate:
         scope["duly.request_id"] = request_id
         id_header = (b"x-request-id", request_id.encode())
         status = 0
+        unread = True
+
+        async def received() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
 
         async def stamped(message: Message) -> None:
             nonlocal status
@@ -57,13 +69,13 @@ class Gate:
 
         try:
             self._check_doors(scope["method"], headers)
-            await self._app(scope, receive, stamped)
+            await self._app(scope, received, stamped)
         except ClientGone:
             return
         except RecursionError:
             await self._refuse(Malformed("nested too deeply"), scope, stamped, started=status != 0)
         except DulyError as error:
-            await self._refuse(error, scope, stamped, started=status != 0)
+            await self._refuse(error, scope, stamped, started=status != 0, rest=receive if unread else None)
         except Exception:  # noqa: BLE001 - the boundary: whatever goes wrong within is a 500 with its id in the log
             _LOG.exception("request %s failed", request_id)
             await self._refuse(Internal(), scope, stamped, started=status != 0)
@@ -79,14 +91,42 @@ class Gate:
         ):
             raise Forbidden("a page of another origin may not change anything here")
 
-    async def _refuse(self, error: DulyError, scope: Scope, send: Send, *, started: bool) -> None:
-        """Answer with the problem; once an answer has begun, only breaking it off can say that it failed."""
+    async def _refuse(
+        self, error: DulyError, scope: Scope, send: Send, *, started: bool, rest: Receive | None = None
+    ) -> None:
+        """Answer with the problem; once an answer has begun, only breaking it off can say that it failed.
+
+        `rest` gives what is unread of a body that was too large: see `_discard`.
+        """
         if started:
             _LOG.warning("request %s broke off: %s", scope["duly.request_id"], error.code)
             return
         status, body, headers = answer_to(error, scope["duly.request_id"])
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        content = b"" if scope["method"] == "HEAD" else body
+        if rest is None or not isinstance(error, TooLarge) or b"expect" in scope["duly.headers"]:
+            await send({"type": "http.response.body", "body": content})
+            return
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        await _discard(rest)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(rest: Receive) -> None:
+    """Read on for a while after the answer.
+
+    To close a connection with bytes unread is to reset it, and a reset may overtake the answer: the client would
+    see that instead of a 413.
+    """
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while size < _DISCARDED:
+                async with asyncio.timeout(_SILENCE):
+                    message = await rest()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                size += len(message.get("body", b""))
 
 
 def _text(value: bytes | None) -> str | None:

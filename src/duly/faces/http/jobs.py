@@ -50,7 +50,13 @@ class JobsAsked(Query, frozen=True, kw_only=True):
     q: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=200, description="a part of the name or the id")] | None = (
         None
     )
-    order: Literal["created", "-created", "name", "-name"] = "created"
+    order: Annotated[
+        Literal["created", "-created", "name", "-name"],
+        Meta(
+            description="`created` is the order of ids, which begin with the time; a job made with an Idempotency-Key "
+            "that is no UUIDv7 has an id that the key decides, and stands anywhere among the others"
+        ),
+    ] = "created"
     limit: Limit = 100
     cursor: Cursor | None = None
 

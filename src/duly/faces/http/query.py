@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 from msgspec import Meta
 
-from duly.core.definition import complaint
 from duly.core.errors import InvalidInput, Malformed
+from duly.core.misfits import misfits, refused
 
 Q = TypeVar("Q", bound="Query")
 _MOST = 1_000  # parameters in one query
@@ -57,7 +57,7 @@ def read_query(pairs: list[tuple[str, str]], shape: type[Q]) -> Q:
     try:
         return msgspec.convert(values, shape, strict=False)
     except msgspec.ValidationError as error:
-        raise complaint(error, "/query") from None
+        raise refused(misfits(values, shape, error, "/query", strict=False)) from None
 
 
 def next_link(path: str, pairs: list[tuple[str, str]], cursor: str) -> str:
