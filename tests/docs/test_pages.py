@@ -122,6 +122,20 @@ def test_files_of_a_page_are_used() -> None:
             assert not block.title or block.reason or block.title == "duly.toml" or stem in typed, f"{block}: unused"
 
 
+def test_scripts_are_tried_or_say_why_not() -> None:
+    """A block of shell without a prompt is a file that is used, is tried elsewhere by its name, or has a reason."""
+    tried = (ROOT / "tests" / "cluster" / "test_operations.py").read_text()
+    for path in PAGES:
+        for block in blocks_of(path):
+            name = block.text.partition("\n")[0].removeprefix("# tried: ")
+            assert (
+                block.language not in ("sh", "bash", "shell")
+                or block.title
+                or block.reason
+                or (block.text.startswith("# tried: ") and f'"{name}"' in tried)
+            ), f"{block}: nothing runs it"
+
+
 def test_few_blocks_are_not_run() -> None:
     """What only gets read says why, and is the exception."""
     left = [f"{block}: {block.reason}" for path in PAGES for block in blocks_of(path) if block.reason]

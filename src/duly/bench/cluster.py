@@ -104,7 +104,7 @@ async def _worker(cluster: Cluster, here: Colleague, quick: bool) -> AsyncIterat
     await _until(here, lambda runs: all(run.started_at for run in runs), ids)
     victims = [run for run in await _runs(here, ids) if (run.worker or "").startswith("worker-0")]
     killed_at = here.clock.wall()
-    cluster.members["worker-0"].kill()
+    await cluster.members["worker-0"].kill()
     theirs = [run.job_id for run in victims]
     again = await _until(here, lambda runs: all(run.attempt == 2 and run.started_at for run in runs), theirs)
     spent = max(run.started_at or 0 for run in again) - killed_at
@@ -130,7 +130,7 @@ async def _scheduler(cluster: Cluster, here: Colleague, quick: bool) -> AsyncIte
     }
     victim = min(led.values())
     killed_at = here.clock.wall()
-    cluster.members[victim].kill()
+    await cluster.members[victim].kill()
     await measure.ended(here, len(ids), before)
     found = [run for run in await measure.runs_of(here, ids) if led.get(here.store.shard_of(run.job_id)) == victim]
     runs = [run for run in found if run.scheduled_at >= killed_at]
