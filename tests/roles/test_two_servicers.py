@@ -56,7 +56,7 @@ class Watcher:
     async def begun(self) -> None:
         """Returns once the first servicer knows that somebody watches."""
         news = self._site.servicers[0].news
-        await eventually(lambda: news._others_until > self._site.clock.monotonic())
+        await eventually(lambda: news.herald.watched)
 
     def has(self, kind: str, job: JobView) -> bool:
         """It has seen such an event of the job."""

@@ -25,7 +25,7 @@ from duly.core.errors import InvalidInput
 from duly.core.model import WorkerId
 from duly.core.ring import map_slots
 from duly.ports import Blobs, Broker, Clock, Store
-from duly.roles.events import nobody
+from duly.roles.events import all_of
 from duly.roles.keeper import Keeper
 from duly.roles.overdue import OverdueWatch
 from duly.roles.scheduler import Scheduler, SchedulerSettings
@@ -165,7 +165,8 @@ def connect(
         max_blob_bytes=settings.max_blob_bytes,
     )
     webhooks = make_webhooks(settings, clock, telemetry)
-    committed = nobody if webhooks is None else webhooks.committed
+    seen = servicer.event_log.from_schedulers
+    committed = seen if webhooks is None else all_of(seen, webhooks.committed)
     servicer.send_webhooks(webhooks)
     schedulers = [
         Scheduler(

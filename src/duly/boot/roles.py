@@ -29,11 +29,13 @@ from duly.boot.serving import given_listeners, host_of, listen, serving, signals
 from duly.boot.webhooks import make_webhooks, watch_overdue
 from duly.core.errors import DulyError, InvalidInput, TimedOut, Unavailable
 from duly.core.instants import MILLISECOND, SECOND
+from duly.core.messages import NOTICES
 from duly.core.model import WorkerId
 from duly.faces.probes import create_probes
 from duly.faces.transport import Transport
 from duly.ports import Clock, Store
-from duly.roles.events import nobody
+from duly.roles.events import all_of
+from duly.roles.herald import Herald
 from duly.roles.keeper import Keeper
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.scratch import Scratch
@@ -176,6 +178,10 @@ async def run_scheduler(settings: Settings, *, started: Started) -> None:
             stack.push_async_callback(webhooks.stop)
             stack.push_async_callback(webhooks.drain)
             await webhooks.start()
+        herald = Herald(broker=broker, clock=clock, origin=secrets.token_hex(4))
+        stack.push_async_callback((await broker.subscribe(NOTICES, herald.hear)).stop)
+        stack.push_async_callback(herald.stop)
+        await herald.start()
         schedulers = [
             Scheduler(
                 shard=shard,
@@ -186,7 +192,7 @@ async def run_scheduler(settings: Settings, *, started: Started) -> None:
                 telemetry=telemetry,
                 dice=random.random,
                 settings=SchedulerSettings(lead=settings.lead, window=settings.look_ahead, worker_ttl=settings.lease),
-                committed=nobody if webhooks is None else webhooks.committed,
+                committed=herald.committed if webhooks is None else all_of(herald.committed, webhooks.committed),
             )
             for shard in store.shards
         ]

@@ -254,9 +254,10 @@ class Notice(Message, frozen=True, kw_only=True):
 
 
 class News(Message, frozen=True, kw_only=True):
-    """What a servicer has just written, for those who watch through another one, which reads it from the store.
+    """What a servicer or scheduler has just written, for those who watch elsewhere: their servicer reads it from the store.
 
-    `origin` is the servicer's own mark, so that it does not hear itself; `at` by the shard's clock.
+    `origin` is the process's own mark, so that it does not hear itself; `at` by the shard's clock. `lost`: so many runs
+    and jobs were too many to be named.
     """
 
     origin: str
@@ -264,6 +265,7 @@ class News(Message, frozen=True, kw_only=True):
     at: int
     runs: tuple[RunKey, ...] = ()
     jobs: tuple[JobId, ...] = ()
+    lost: int = 0
 
 
 class Standing(Message, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from duly.core.errors import Malformed
 from duly.core.instants import format_instant
 from duly.core.model import Job, JobId, Run, RunKey
 
+SKIPPED: Final = "stream.skipped"  # the kind of a gap
 KEPT: Final = 10_000  # events that a reconnecting stream can still get
 BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, and is told
 
@@ -29,6 +30,16 @@ BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, 
 # "run.overdue", the runs, and when.
 # It never waits and never raises.
 Committed = Callable[[str, Sequence[tuple[Run, Job]], int], None]
+
+
+def all_of(*listeners: Committed) -> Committed:
+    """One that tells each of these."""
+
+    def tell(kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
+        for listener in listeners:
+            listener(kind, pairs, at)
+
+    return tell
 
 
 def nobody(kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
@@ -52,6 +63,7 @@ class _Entry(msgspec.Struct, gc=False):
     run: Run | None = None
     job: _JobFacts | None = None
     data: dict[str, object] | None = None
+    skipped: int = 0
 
 
 class EventLog:
@@ -98,6 +110,21 @@ class EventLog:
             if run.state.terminal:
                 self.wake((run.key,))
         self._tell()
+
+    def from_schedulers(self, kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
+        """As `runs`, committed by a scheduler of this very process; mostly it has nothing to tell."""
+        if pairs:
+            self.runs(kind, pairs, at)
+
+    def skipped(self, count: int) -> None:
+        """So many events of others were too many to be read."""
+        self._number += 1
+        self._entries.append(_Entry(self._number, SKIPPED, 0, "", skipped=count))
+        self._tell()
+
+    def told_since(self, instant: int) -> set[tuple[str, RunKey]]:
+        """What has happened to which runs in the events of an instant and later, as far as they are kept."""
+        return {(entry.kind, entry.run.key) for entry in self._entries if entry.run is not None and entry.at >= instant}
 
     def wake(self, keys: Iterable[RunKey]) -> None:
         """These runs have ended: whoever waits for one may look."""
@@ -177,10 +204,10 @@ class EventLog:
             if self._number - last > BEHIND and after is None:
                 skipped = self._number - last
                 last = self._number
-                yield EventView(id=f"{self._epoch}-{last}", type="stream.skipped", time="", data={"events": skipped})
+                yield self._gap(last, skipped)
             for entry in self._since(last):
                 last = entry.number
-                if namespace is None or entry.namespace == namespace:
+                if namespace in (None, entry.namespace) or entry.kind == SKIPPED:
                     yield self._view(entry)
             after = None
             if self._number == last:
@@ -198,7 +225,9 @@ class EventLog:
                     about = (
                         entry.run.job_id if entry.run is not None else entry.job.id if entry.job is not None else None
                     )
-                    if namespace in (None, entry.namespace) and (jobs is None or about in jobs):
+                    if entry.kind == SKIPPED or (
+                        namespace in (None, entry.namespace) and (jobs is None or about in jobs)
+                    ):
                         return self._number
                 after = self._number
                 await news.wait()
@@ -226,6 +255,9 @@ class EventLog:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
+    def _gap(self, number: int, events: int) -> EventView:
+        return EventView(id=f"{self._epoch}-{number}", type=SKIPPED, time="", data={"events": events})
+
     def _view(self, entry: _Entry) -> EventView:
         identity = f"{self._epoch}-{entry.number}"
         time = format_instant(entry.at)
@@ -233,7 +265,8 @@ class EventLog:
             run = entry.run
             data = entry.data or msgspec.to_builtins(views.run_view(run))
             return EventView(id=identity, type=entry.kind, time=time, run_id=run.id, job_id=run.job_id, data=data)
-        assert entry.job is not None
+        if entry.job is None:
+            return self._gap(entry.number, entry.skipped)
         job = entry.job
         facts: dict[str, object] = {"name": job.name, "state": job.state, "version": job.version}
         return EventView(id=identity, type=entry.kind, time=time, job_id=job.id, data=facts)

@@ -23,8 +23,8 @@ from duly.core.instants import SECOND
 from duly.core.messages import NOTICES, AnyMessage, News, Notice
 from duly.ports import Blobs, Broker, Clock, Store, Subscription
 from duly.roles.fleet import FleetDesk
+from duly.roles.herald import ASKING, WATCHING
 from duly.roles.jobs import JobDesk
-from duly.roles.news import WATCHING
 from duly.roles.outputs import OutputReader
 from duly.roles.overview import OverviewDesk
 from duly.roles.reports import ReportDesk
@@ -138,8 +138,8 @@ class Servicer(JobDesk, OverviewDesk, FleetDesk):
     async def _notice(self, message: AnyMessage) -> None:
         if isinstance(message, News):
             await self.news.heard(message)
-        elif isinstance(message, Notice) and message.kind == WATCHING:
-            self.news.heard_watching(message)
+        elif isinstance(message, Notice) and message.kind in (WATCHING, ASKING):
+            await self.news.hear(message)
         elif isinstance(message, Notice) and message.kind == "run.progress" and message.key is not None:
             found = (await self._store.load([message.key]))[0]
             if found is None or found[0].state.terminal:
