@@ -19,7 +19,7 @@ import pytest
 
 from cluster.running import TESTS, RunningCluster, running_cluster, start
 from duly import Duly
-from system.served import until
+from system.served import skipped, streamed, until
 
 SMALL = ("--shards", "2", "--servicers", "2", "--schedulers", "1", "--workers", "1", "--slots", "2")
 
@@ -103,6 +103,10 @@ def test_a_cluster_works_ends_and_picks_up_its_data(tmp_path: Path) -> None:
             assert {shard.name for shard in duly.shards()} == {"s0", "s1"}
             tick = until(lambda: duly.jobs(name="tick").items, what="the job of the app's decorated function")[0]
             until(lambda: duly.runs(job_id=tick.id, state="succeeded").items, what="a tick")
+            with streamed([*cluster.servicers]) as streams:
+                slow = duly.create(argv=["/bin/sleep", "3"], schedule="every 1s", overlap="skip", name="slow")
+                until(lambda: all(skipped(events, slow.id) for events in streams), what="what the schedulers ended")
+                duly.delete(slow.id)
             duly.create(argv=["/bin/true"], schedule="now", requires={"zone": "moon"}, max_lateness="1ms", name="moon")
             until(lambda: ("overdue", "moon") in heard, what="the scheduler's event")
             until(lambda: ("succeeded", "hello") in heard, what="the servicer's event")

@@ -23,12 +23,13 @@ from duly.cluster.nats_server import NatsServers
 from duly.core.contract import JobSpec, JobView
 from duly.core.definition import decode
 from duly.core.instants import SECOND
-from duly.core.messages import AnyMessage
+from duly.core.messages import NOTICES, AnyMessage
 from duly.core.model import JobId, Run, WorkerId
 from duly.core.tokens import Scope
 from duly.faces.api import Access, HttpSettings, create_app
 from duly.faces.tokens import TokenFile, create_token
 from duly.ports import RunQuery
+from duly.roles.herald import Herald
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.servicer import Servicer
 from duly.roles.worker import Worker, WorkerSettings
@@ -95,15 +96,21 @@ class Site:
         token, _ = create_token(tokens, scope=Scope.WORKER, **made)
         for number in range(2):
             await self._add_servicer(f"v{number}", tokens)
+        broker = await self.broker("c0")
+        herald = Herald(broker=broker, clock=self.clock, origin="c0")
+        await broker.subscribe(NOTICES, herald.hear)
+        await herald.start()
+        self._stack.push_async_callback(herald.stop)
         self.scheduler = Scheduler(
             shard="s0",
             owner="c0",
             store=self.store,
-            broker=await self.broker("c0"),
+            broker=broker,
             clock=self.clock,
             telemetry=Telemetry(),
             dice=lambda: 0.5,
             settings=SchedulerSettings(),
+            committed=herald.committed,
         )
         await self.scheduler.start()
         self._stack.push_async_callback(self.scheduler.stop)

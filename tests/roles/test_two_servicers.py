@@ -14,6 +14,7 @@ from duly.core.contract import EventView, JobView
 from duly.core.instants import SECOND
 from duly.core.messages import NOTICES, AnyMessage, News
 from duly.core.model import Job, Run
+from duly.roles.herald import Herald
 from nats_server import eventually, nats_servers
 from roles.site import Site
 
@@ -42,15 +43,16 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path, nats: NatsServers
 
 
 class Watcher:
-    """The events of the second servicer."""
+    """The events of a servicer, the second if nothing is said."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, at: int = 1) -> None:
         self.seen: list[EventView] = []
         self._site = site
+        self._at = at
         self._task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        async for event in self._site.servicers[1].events():
+        async for event in self._site.servicers[self._at].events():
             self.seen.append(event)
 
     async def begun(self) -> None:
@@ -99,6 +101,50 @@ async def test_events_are_seen_through_every_servicer(site: Site) -> None:
     [finished] = [event for event in watcher.seen if event.type == "run.finished" and event.job_id == job.id]
     assert finished.data["state"] == "succeeded"
     assert not watcher.has("run.finished", unseen)
+    await watcher.stop()
+
+
+async def test_what_a_scheduler_ends_is_seen_through_every_servicer(site: Site) -> None:
+    """Skipped runs, once each; a scheduler that has just begun asks who watches, and need not wait to be told."""
+    watchers = [Watcher(site, at) for at in (0, 1)]
+    for watcher in watchers:
+        await watcher.begun()
+    late = Herald(broker=site.brokers["c0"], clock=site.clock, origin="late")
+    await site.brokers["c0"].subscribe(NOTICES, late.hear)
+    await late.start()
+    await eventually(lambda: late.watched)
+    await late.stop()
+    site.script.lasts = lambda held: 3 * SECOND
+    job = await site.create("every 1s", overlap="skip")
+
+    def skipped(watcher: Watcher) -> list[str | None]:
+        ended = [event for event in watcher.seen if event.type == "run.finished" and event.job_id == job.id]
+        return [event.run_id for event in ended if event.data["state"] == "skipped"]
+
+    for watcher in watchers:
+        await eventually(lambda watcher=watcher: len(skipped(watcher)) >= 2)  # type: ignore[misc]
+        assert len(set(skipped(watcher))) == len(skipped(watcher))
+        await watcher.stop()
+
+
+async def test_what_is_too_much_to_be_told_is_a_gap(site: Site) -> None:
+    """More than waits to be told, or than is read in a second: the stream says how many events are missing."""
+    watcher = Watcher(site)
+    await watcher.begun()
+    job = await site.create("in 1h")
+    run = (await site.runs(job))[0]
+    herald = site.servicers[0].news.herald
+    herald.tell("run.finished", 1, [run.key] * 15_000, ())
+    herald.tell("run.finished", 2, [run.key] * 15_000, ())
+
+    def gaps() -> int:
+        return sum(event.data["events"] for event in watcher.seen if event.type == "stream.skipped")
+
+    def told() -> int:
+        return sum(event.type == "run.finished" for event in watcher.seen)
+
+    await eventually(lambda: gaps() + told() == 30_000)
+    assert gaps() >= 15_000
     await watcher.stop()
 
 

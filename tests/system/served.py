@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
 from duly import Duly
+from duly.core.contract import EventView
 
 T = TypeVar("T")
 PAUSE = threading.Event()  # never set: waiting on it is a pause between two looks
@@ -86,3 +90,36 @@ class Served:
             return process.wait(timeout=30), ""
         _, stderr = process.communicate(timeout=30)
         return process.returncode, stderr
+
+
+@contextlib.contextmanager
+def streamed(urls: Sequence[str]) -> Iterator[list[list[EventView]]]:
+    """The events of each server as they come, once all of them stream."""
+    seen: list[list[EventView]] = [[] for _ in urls]
+    with contextlib.ExitStack() as stack:
+        for url, events in zip(urls, seen, strict=True):
+            address = urlsplit(url)
+            link = stack.enter_context(socket.create_connection((address.hostname, address.port)))
+            link.sendall(f"GET /v1/events HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+            lines = stack.enter_context(link.makefile("rb"))
+            assert any(line == b": connected\n" for line in lines)
+            reader = threading.Thread(target=_read, args=(lines, events))
+            reader.start()
+            stack.callback(reader.join)
+            stack.callback(link.shutdown, socket.SHUT_RDWR)
+        yield seen
+
+
+def _read(lines: BinaryIO, events: list[EventView]) -> None:
+    """A frame is a chunk of its own, so that no line of one is broken."""
+    for line in lines:
+        if line.startswith(b"data: "):
+            events.append(msgspec.json.decode(line[6:], type=EventView))  # noqa: PERF401 - as they come
+
+
+def skipped(events: Sequence[EventView], job_id: str) -> list[str]:
+    """The runs of a job that ended as skipped, each told once."""
+    ended = [event for event in list(events) if event.job_id == job_id and event.type == "run.finished"]
+    found = [event.run_id or "" for event in ended if event.data["state"] == "skipped"]
+    assert len(set(found)) == len(found), "told twice"
+    return found

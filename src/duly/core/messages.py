@@ -254,7 +254,7 @@ class Notice(Message, frozen=True, kw_only=True):
 
 
 class News(Message, frozen=True, kw_only=True):
-    """What a servicer or scheduler has just written, for those who watch elsewhere: their servicer reads it from the store.
+    """What a servicer or scheduler has just written, for those who watch elsewhere: read from the store there.
 
     `origin` is the process's own mark, so that it does not hear itself; `at` by the shard's clock. `lost`: so many runs
     and jobs were too many to be named.

@@ -1,9 +1,9 @@
 """News from others: those who watch through a servicer see what other servicers and the schedulers have committed.
 
-    watched here ──Notice "watching", every 5 s──▶ their heralds ──News of what they write──▶ here ──▶ event log, waiters
+    watched here ──Notice "watching", every 5 s──▶ their heralds ──News of what they write─▶ here ─▶ event log, waiters
 
 Nobody watches, nothing is sent. News name runs and jobs; what they have become is read from the store, up to `RATE` a
-second, so that a flood elsewhere is no flood here: a gap is told instead. Waiters for a run's end are woken in any case.
+second, so that a flood elsewhere is no flood here: a gap is told instead. Waiters for a run's end are woken anyway.
 While no broker carries news, a servicer with followers looks in the store once a second for what has begun and ended.
 """
 

@@ -123,7 +123,10 @@ OPERATIONS: Final = (
         path="/v1/events",
         id="streamEvents",
         summary="What happens, as server-sent events",
-        description="Each event's data is an EventView; with Last-Event-ID the stream goes on after that event.",
+        description=(
+            "Each event's data is an EventView; with Last-Event-ID the stream goes on after that event. Each run that ends has"
+            " one `run.finished`; `stream.skipped` tells of a gap."
+        ),
         tag="fleet",
         scope=Scope.READ,
         namespace="any",
