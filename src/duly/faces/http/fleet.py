@@ -124,8 +124,8 @@ OPERATIONS: Final = (
         id="streamEvents",
         summary="What happens, as server-sent events",
         description=(
-            "Each event's data is an EventView; with Last-Event-ID the stream goes on after that event. Each run that ends has"
-            " one `run.finished`; `stream.skipped` tells of a gap."
+            "Each event's data is an EventView; with Last-Event-ID the stream goes on after that event. "
+            "Each run that ends has one `run.finished`; `stream.skipped` tells of a gap."
         ),
         tag="fleet",
         scope=Scope.READ,
