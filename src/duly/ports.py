@@ -2,7 +2,7 @@
 
 Each verb's docstring is its contract, clause by clause.
 
-Stores are asked through some eighteen verbs that speak of transitions, not rows. `apply` is the only way in
+Stores are asked through some twenty verbs that speak of transitions, not rows. `apply` is the only way in
 which a run changes state. Zero rows changed is an answer (a loser), never an exception.
 All instants and durations are integer microseconds; instants are UTC by the shard's clock.
 """
@@ -154,6 +154,7 @@ class Store(Protocol):
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
         unbegun: frozenset[int] | None = None,
+        replaced: Job | None = None,
     ) -> Job | Collision | None:
         """Replace a job's document if its version still is `was_version`, and its waiting runs with `opened`.
 
@@ -161,9 +162,16 @@ class Store(Protocol):
         transaction; with `keep_waiting` the waiting runs stay and `opened` is added. A deleted job loses all
         its waiting runs. `begun` names, by scheduled_at, the job's unfinished runs that have had an attempt, `unbegun`
         those that have not (manual ones apart): if they are others by now, nothing is written and the answer is a
-        Collision. Returns the job as written, None if the version differs or the job is unknown (nothing is written),
+        Collision. `replaced` is the job with the definition that ends with this change, kept for `versions` with its
+        references to blobs, in the same transaction; beyond `core.versions.KEPT_VERSIONS` or `KEPT_BYTES` of a job
+        the oldest go. Returns the job as written, None if the version differs or the job is unknown (nothing is written),
         or Collision.
         """
+        ...
+
+    async def versions(self, job_id: JobId, below: int | None, limit: int) -> list[Job]:
+        """What `change` was given as `replaced` and still keeps of a job, newest definition first; with `below`, only
+        those whose `defined_in` is lower. At most `limit`, and at most `core.versions.KEPT_VERSIONS`."""
         ...
 
     async def page_jobs(self, query: JobQuery) -> JobPage:

@@ -29,7 +29,20 @@ QUICK = (
     "max_wal_size=256MB",
 )
 
-_EMPTIED = ("job", "label", "run", "held", "history", "history_ref", "blob_ref", "orphan", "worker", "term", "tally")
+_EMPTIED = (
+    "job",
+    "job_version",
+    "label",
+    "run",
+    "held",
+    "history",
+    "history_ref",
+    "blob_ref",
+    "orphan",
+    "worker",
+    "term",
+    "tally",
+)
 _EMPTY = (
     "; ".join(f"delete from duly.{table}" for table in _EMPTIED)
     + "; update duly.lease_clock set generation = 0, shift = 0; update duly.slot_map set epoch = 0, doc = null"

@@ -79,12 +79,14 @@ class OpenTransaction:
         losers: list[int] = self.call("apply_runs_1", [fence, *postgres_changes.application(transitions, batch, T0)])
         return losers
 
-    def change(self, changed: Any, was_version: int, *opened: Any, keep_waiting: bool = False) -> Any:
+    def change(
+        self, changed: Any, was_version: int, *opened: Any, keep_waiting: bool = False, replaced: Any = None
+    ) -> Any:
         """As the store does."""
         args = postgres_changes.change(
-            changed, was_version, opened, T0, keep_waiting=keep_waiting, begun=None, unbegun=None
+            changed, was_version, opened, T0, keep_waiting=keep_waiting, begun=None, unbegun=None, replaced=replaced
         )
-        return self.call("change_job_1", args)
+        return self.call("change_job_2", args)
 
 
 @pytest.fixture

@@ -179,7 +179,8 @@ async def life(store: PostgresStore) -> None:
     assert await store.apply(out, shard="s0", fence=term.fence) == []
     assert await store.apply([succeed(out[0].run), retry(out[1].run, 500)], shard="s0", fence=term.fence) == []
     assert [pair and pair[0].state for pair in await store.load([one.run.key for one in out])] == [3, 0, 1]
-    assert await store.change(job("c", version=2), 1, [run("c", 90)]) == job("c", version=2)
+    assert await store.change(job("c", version=2), 1, [run("c", 90)], replaced=job("c")) == job("c", version=2)
+    assert await store.versions(job("c").id, None, 10) == [job("c")]
     assert len(await store.active("s0", None, 10)) == 1
     assert len(await store.fleet("s0")) == 1
     assert await store.expired("s0", 10) == []
@@ -249,7 +250,7 @@ async def test_nothing_is_left_on_a_session(store: PostgresStore) -> None:
 
 # -- plans --------------------------------------------------------------------------------------------------
 
-LARGE = r"(job|label|run|held|history\w*|history_ref\w*|blob_ref)"
+LARGE = r"(job|job_version|label|run|held|history\w*|history_ref\w*|blob_ref)"
 MANY = 3_000
 
 
@@ -285,7 +286,7 @@ CALLS: dict[str, Any] = {
     "expired": f"select * from duly.expired_runs_1(0, {T0}, 0, 100)",
     "beyond keep": "select * from duly.beyond_keep_1('j00100', 100, 0, 0, 10)",
     "remove finished": f"select duly.remove_finished_1(array['j00001'], array[{T0 - 9}])",
-    "remove jobs": "select duly.remove_empty_jobs_1('', 100, 10)",
+    "remove jobs": "select duly.remove_empty_jobs_2('', 100, 10)",
     "orphans": "select duly.orphans_1('{}', 100)",
 }
 
@@ -321,10 +322,12 @@ def test_writes_find_their_rows_by_index(explained: tuple[OpenTransaction, list[
     assert session.apply(*out) == []
     assert session.apply(*(succeed(one.run, logs={"stdout": "x"}) for one in out[:250])) == []
     assert session.apply(*(retry(one.run, 99) for one in out[250:])) == []
-    assert session.change(job("j02500", version=2), 1, run("j02500", 5)) == []
+    assert session.change(job("j02500", version=2), 1, run("j02500", 5), replaced=job("j02500")) == []
     assert len(plans) > 20
-    # What waits of one job is sorted, and the keys that a caller gives.
-    assert_walks([plan for plan in plans if "select from run where job = p_id" not in plan and "except" not in plan])
+    # What waits of one job is sorted, its few versions, and the keys that a caller gives.
+    few = ("select from run where job = p_id", "window newest_first", "except")
+    assert_walks([plan for plan in plans if not any(text in plan for text in few)])
+    assert_walks([plan for plan in plans if "window newest_first" in plan], sorts=True)
 
 
 def test_a_dispatch_writes_no_index(url: str) -> None:

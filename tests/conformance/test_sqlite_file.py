@@ -296,6 +296,7 @@ MAY_SCAN = {
     "orphans": {"orphan"},
     "history_by_job": {"h"},  # the result of its own bounded subquery
     "due": {"(subquery-1)"},  # the page
+    "versions_beyond_keep": {"(subquery-1)", "(subquery-3)", "(subquery-4)"},  # the few of one job, in their order
 }
 GIVEN = {"512-ROW VALUES CLAUSE", "(subquery-2)"}  # the rows that come with the statement
 WIDTHS = {

@@ -165,9 +165,21 @@ class GuardedStore:
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
         unbegun: frozenset[int] | None = None,
+        replaced: Job | None = None,
     ) -> Job | Collision | None:
-        call = self._store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun, unbegun=unbegun)
+        call = self._store.change(
+            job,
+            was_version,
+            opened,
+            keep_waiting=keep_waiting,
+            begun=begun,
+            unbegun=unbegun,
+            replaced=replaced,
+        )
         return await self._write(call, self._limits.point)
+
+    async def versions(self, job_id: JobId, below: int | None, limit: int) -> list[Job]:
+        return await self._read(self._store.versions(job_id, below, limit), self._limits.point)
 
     async def page_jobs(self, query: JobQuery) -> JobPage:
         return await self._read(self._store.page_jobs(query), self._limits.scan)

@@ -24,6 +24,7 @@ from duly.adapters.rows import (
 )
 from duly.core.machine import Transition
 from duly.core.model import Job, Run, RunKey, RunState
+from duly.core.versions import KEPT_BYTES, KEPT_VERSIONS, number
 
 MAX_ROWS: Final = 1_000  # transitions in one statement
 MAX_JOBS: Final = 1_000  # jobs in one statement
@@ -225,14 +226,20 @@ def change(
     keep_waiting: bool,
     begun: frozenset[int] | None,
     unbegun: frozenset[int] | None,
+    replaced: Job | None,
 ) -> Args:
-    """The arguments of `change_job`."""
+    """The arguments of `change_job_2`."""
     id_, *searched = _job_row(job)
     opening = _Opening()
     opening.add(0, opened, now)
     opening.sort()
     labels = sorted(job.labels.items())
     return [
+        None if replaced is None else number(replaced),
+        None if replaced is None else encode(replaced).decode(),
+        [] if replaced is None else sorted(job_files(replaced)),
+        KEPT_VERSIONS,
+        KEPT_BYTES,
         id_,
         was_version,
         *searched,

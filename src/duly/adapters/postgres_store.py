@@ -3,12 +3,13 @@
     table        what                                          written by
     shard        the name of this shard                        migrate, once
     job          id · searched columns · doc                   create, change, prune
+    job_version  (job, number) · doc: replaced definitions     change; change and prune delete
     label        (key, value, job)                             create, change, prune
     run          hot: waiting, dispatched, running             create, change, apply
     held         keys of the runs that are out                 apply: with the run's state, in the same transaction
     history      finished runs, a partition a week             create, change, apply; prune drops and deletes
     history_ref  digest ◀── (job, scheduled), finished         create, change, apply; prune, as history
-    blob_ref     digest ◀── (job, scheduled), or the job       create, change, apply, prune
+    blob_ref     digest ◀── (job, scheduled), job or version   create, change, apply, prune
     orphan       digests that lost a reference                 change, prune; emptied by the prune after
     worker       id · lease_until · beat_at · state · doc      beat, expired, prune
     term         one row: owner · fence · expires_at           hold
@@ -27,7 +28,7 @@
     tally.kind     -1 jobs that are not deleted, else a run state
     *.doc          the value as JSON, defaults left out
 
-What is one step is one function of the database (0002_functions.sql): one round trip, one transaction, one commit.
+What is one step is one function of the database (0002_functions.sql, 0003): one round trip, one transaction, one commit.
 `synchronous_commit` is the server's; with `on`, its default, what was answered survives a crash of the server.
 Nothing is remembered here that another process could change, but for decoded documents, which are found by their text.
 """
@@ -54,6 +55,7 @@ from duly.core.errors import NotFound, Unavailable
 from duly.core.machine import Transition
 from duly.core.model import Job, JobId, Run, RunKey, RunState, Term, Worker
 from duly.core.ring import SlotMap
+from duly.core.versions import KEPT_VERSIONS
 from duly.ports import Clock, Collision, JobPage, JobQuery, JobRow, Pruned, RunPage, RunQuery, ShardStats
 
 SQL: Final = statements("postgres")
@@ -165,16 +167,30 @@ class PostgresStore:
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
         unbegun: frozenset[int] | None = None,
+        replaced: Job | None = None,
     ) -> Job | Collision | None:
         pool = await self._ready()
         now = await self._clock.now()
         args = postgres_changes.change(
-            job, was_version, opened, now, keep_waiting=keep_waiting, begun=begun, unbegun=unbegun
+            job,
+            was_version,
+            opened,
+            now,
+            keep_waiting=keep_waiting,
+            begun=begun,
+            unbegun=unbegun,
+            replaced=replaced,
         )
-        [(in_the_way,)] = await pool.write(call("change_job_1", args), *args)
+        [(in_the_way,)] = await pool.write(call("change_job_2", args), *args)
         if in_the_way is None:
             return None
         return Collision(in_the_way[0]) if in_the_way else job
+
+    async def versions(self, job_id: JobId, below: int | None, limit: int) -> list[Job]:
+        pool = await self._ready()
+        bound = 2**63 - 1 if below is None else below
+        rows = await pool.read(SQL["versions"], job_id, bound, max(0, min(limit, KEPT_VERSIONS)))
+        return [to_job(doc) for (doc,) in rows]
 
     async def page_jobs(self, query: JobQuery) -> JobPage:
         pool = await self._ready()

@@ -52,6 +52,11 @@ def job_row(job: Job) -> JobRow:
     )
 
 
+def of_version(number: int) -> int:
+    """`blob_ref.scheduled` of a reference that a replaced definition holds, by its number: -2 and below."""
+    return OF_JOB - number
+
+
 def run_row(run: Run) -> RunRow:
     """The row of `run`, while the run is waiting or active."""
     return (

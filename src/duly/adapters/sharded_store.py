@@ -1,6 +1,6 @@
 """A Store made of Stores: each job's shard by the ring, pages merged from all of them.
 
-    by job id        create  get  change  load  apply (without a fence)      to the shard of each, at the same time
+    by job id        create  get  change  versions  load  apply (unfenced)      to the shard of each, at the same time
     by shard name    now  due  active  beat  fleet  expired  hold  slots  apply (fenced)   to that one
     from all         page_jobs  page_runs  stats                             those that answer
                      prune  referred  migrate  close                         every one
@@ -201,10 +201,23 @@ class ShardedStore:
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
         unbegun: frozenset[int] | None = None,
+        replaced: Job | None = None,
     ) -> Job | Collision | None:
         await self._ready()
         store = self._holding(job.id)
-        return await store.change(job, was_version, opened, keep_waiting=keep_waiting, begun=begun, unbegun=unbegun)
+        return await store.change(
+            job,
+            was_version,
+            opened,
+            keep_waiting=keep_waiting,
+            begun=begun,
+            unbegun=unbegun,
+            replaced=replaced,
+        )
+
+    async def versions(self, job_id: JobId, below: int | None, limit: int) -> list[Job]:
+        await self._ready()
+        return await self._holding(job_id).versions(job_id, below, limit)
 
     async def load(self, keys: Sequence[RunKey], *, shard: str | None = None) -> list[tuple[Run, Job] | None]:
         if shard is not None:

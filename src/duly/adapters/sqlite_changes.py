@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import apsw
 
-from duly.adapters.rows import OF_JOB, JobRow, job_files, job_row, reference_rows, to_job
+from duly.adapters.rows import OF_JOB, JobRow, encode, job_files, job_row, of_version, reference_rows, to_job
 from duly.adapters.sqlite_bulk import SQL, in_bulk
 from duly.adapters.sqlite_opening import WORDS, Opening
 from duly.adapters.sqlite_writer import Transaction
 from duly.core.model import Job, JobId, Run, RunState
+from duly.core.versions import KEPT_BYTES, KEPT_VERSIONS, number
 from duly.ports import Collision
 
 JOBS: Final = "jobs"  # the tally of jobs that are not deleted; those of runs are named by their state
@@ -94,11 +95,13 @@ def change(
     keep_waiting: bool,
     begun: frozenset[int] | None,
     unbegun: frozenset[int] | None,
+    replaced: Job | None,
 ) -> Callable[[Transaction], Job | Collision | None]:
     """The call that replaces a job's document and its waiting runs."""
     row = job_row(job)
     opening = Opening()
     opening.add(opened, now)
+    ended = None if replaced is None else (job.id, number(replaced), encode(replaced))
 
     def work(tx: Transaction) -> Job | Collision | None:
         was = stored_job(tx.db, job.id)
@@ -118,6 +121,9 @@ def change(
             tx.db.execute(SQL["delete_labels"], (job.id,))
             release(tx, job.id, OF_JOB)
             _attach(tx, job)
+        if replaced is not None:
+            tx.db.execute(SQL["keep_version"], ended)
+            _keep(tx, replaced)
         tx.tally[JOBS] += (job.state != "deleted") - (was.state != "deleted")
         if job.state == "deleted" or not keep_waiting:
             _remove_waiting(tx, job)
@@ -125,6 +131,25 @@ def change(
         return job
 
     return work
+
+
+def _keep(tx: Transaction, replaced: Job) -> None:
+    """The definition that was just written keeps its files; those that are too many or too large go."""
+    files = job_files(replaced)
+    if files:
+        tx.db.executemany(SQL["refer"], reference_rows(replaced.id, of_version(number(replaced)), files))
+    bounds = (replaced.id, KEPT_VERSIONS, KEPT_BYTES)
+    beyond: list[Any] = tx.db.execute(SQL["versions_beyond_keep"], bounds).fetchall()
+    forget_versions(tx, replaced.id, [each for (each,) in beyond])
+
+
+def forget_versions(tx: Transaction, job_id: str, numbers: Sequence[int] | None = None) -> None:
+    """Forget replaced definitions of a job, all of them unless some are named, and what they refer to."""
+    if numbers is None:
+        numbers = [each for (each,) in tx.db.execute(SQL["version_numbers"], (job_id,))]
+    for each in numbers:
+        tx.db.execute(SQL["delete_version"], (job_id, each))
+        release(tx, job_id, of_version(each))
 
 
 def _past_waiting(db: apsw.Connection, run: Run) -> bool:

@@ -9,7 +9,7 @@ import apsw
 
 from duly.adapters.rows import OF_JOB
 from duly.adapters.sqlite_bulk import SQL, in_bulk, looked_up
-from duly.adapters.sqlite_changes import JOBS, release
+from duly.adapters.sqlite_changes import JOBS, forget_versions, release
 from duly.adapters.sqlite_writer import Transaction
 from duly.core.instants import DAY
 from duly.core.model import JobId
@@ -71,6 +71,7 @@ def removal(
             tx.db.execute(SQL["delete_job"], (job,))
             tx.db.execute(SQL["delete_labels"], (job,))
             release(tx, job, OF_JOB)
+            forget_versions(tx, job)
         tx.db.execute(SQL["forget_workers"], (now - FORGET_WORKERS_AFTER,))
         tx.db.executemany(SQL["forget_orphan"], [(digest,) for digest in handed])
         return Pruned(runs, len(emptied), _orphans(tx), victims.more or deleted == limit)

@@ -3,12 +3,13 @@
     table      what                                          written by
     shard      the name of this shard                        migrate, once
     job        id · searched columns · doc                   create, change, prune
+    job_version  (job, number) · doc: replaced definitions   change; change and prune delete
     label      (key, value, job)                             create, change, prune
     run        hot: waiting, dispatched, running             create, change, apply
     history    finished runs; insert-only                    create, change, apply; prune deletes
     worker     id · lease_until · beat_at · state · doc      beat, expired, prune
     term       one row: owner · fence · expires_at           hold
-    blob_ref   digest ◀── (job, scheduled), or the job       create, change, apply, prune
+    blob_ref   digest ◀── (job, scheduled), job or version   create, change, apply, prune
     orphan     digests that lost a reference                 change, prune; emptied by the prune after
     slot_map   one row: epoch · doc (the SlotMap)            slots
     tally      counts by name: jobs, and runs by state       every batch that changed one, in its transaction
@@ -55,6 +56,7 @@ from duly.core.errors import NotFound, Unavailable
 from duly.core.machine import Transition
 from duly.core.model import Job, JobId, Run, RunKey, Term, Worker
 from duly.core.ring import SlotMap
+from duly.core.versions import KEPT_VERSIONS
 from duly.ports import Clock, Collision, JobPage, JobQuery, JobRow, Pruned, RunPage, RunQuery, ShardStats
 
 SQL: Final = statements("sqlite")
@@ -208,11 +210,23 @@ class SqliteStore:
         keep_waiting: bool = False,
         begun: frozenset[int] | None = None,
         unbegun: frozenset[int] | None = None,
+        replaced: Job | None = None,
     ) -> Job | Collision | None:
         work = sqlite_changes.change(
-            job, was_version, opened, self._now(), keep_waiting=keep_waiting, begun=begun, unbegun=unbegun
+            job,
+            was_version,
+            opened,
+            self._now(),
+            keep_waiting=keep_waiting,
+            begun=begun,
+            unbegun=unbegun,
+            replaced=replaced,
         )
         return await self._write(work, rows=1 + len(opened), committed=lambda _: self._cache.changed(job.id))
+
+    async def versions(self, job_id: JobId, below: int | None, limit: int) -> list[Job]:
+        row = (job_id, 2**63 - 1 if below is None else below, max(0, min(limit, KEPT_VERSIONS)))
+        return await self._read_few(1, lambda db: [to_job(doc) for (doc,) in db.execute(SQL["versions"], row)])
 
     async def page_jobs(self, query: JobQuery) -> JobPage:
         def work(db: apsw.Connection) -> JobPage:

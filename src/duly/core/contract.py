@@ -121,8 +121,8 @@ class KeepSpec(Wire, rename={"age": "for"}, frozen=True, kw_only=True):
     age: Duration = "30d"
 
 
-class JobSpec(Wire, frozen=True, kw_only=True):
-    """A job as a client creates it; only `task` and `schedule` are required."""
+class JobDefinition(Wire, frozen=True, kw_only=True):
+    """What a job is, as its client wrote it: what its versions are versions of. Whether it is paused is no part of it."""
 
     task: TaskSpec
     schedule: Annotated[str, Meta(max_length=16_384)]
@@ -145,6 +145,11 @@ class JobSpec(Wire, frozen=True, kw_only=True):
     delivery: Delivery = "at_least_once"
     requires: Labels = {}
     keep: KeepSpec = KeepSpec()
+
+
+class JobSpec(JobDefinition, frozen=True, kw_only=True):
+    """A job as a client creates it; only `task` and `schedule` are required."""
+
     paused: bool = False
 
 
@@ -189,6 +194,26 @@ class JobView(View, frozen=True, kw_only=True):
     last_run: LastRun | None
     created_at: str
     updated_at: str
+
+
+class JobVersionView(View, frozen=True, kw_only=True):
+    """A definition of a job, and from which of the job's versions on it has been in force."""
+
+    version: int
+    at: str
+    by: str | None  # the key id of the token that it came with
+    current: bool
+    changed: list[str] | None  # fields that differ from the definition before; null: that one is not kept, or none was
+    definition: JobDefinition
+
+
+class JobVersionList(View, frozen=True, kw_only=True):
+    """A page of a job's definitions, newest first."""
+
+    items: list[JobVersionView]
+    next: str | None = None
+    partial: bool = False
+    missing_shards: list[str] = []
 
 
 READ_ONLY = ("id", "namespace", "state", "version", "next_run_at", "last_run", "created_at", "updated_at")

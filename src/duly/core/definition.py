@@ -250,9 +250,10 @@ def define_job(
     now: int,
     namespace: str = "default",
     body_digest: str = "",
+    by: str = "",
     before: Job | None = None,
 ) -> Job:
-    """The job that a spec describes, made at `now`; with `before`, its next version.
+    """The job that a spec describes, made at `now` by the holder of a token; with `before`, its next version.
 
     Raises InvalidInput with every complaint. The schedule is parsed here, so that a bad or impossible one is
     refused before anything is stored.
@@ -302,6 +303,9 @@ def define_job(
         spent=None if before is None else before.spent,
         reached=0 if before is None else before.reached,
         since=None if before is None else before.since,
+        defined_in=0 if before is None else before.defined_in,
+        defined_at=0 if before is None else before.defined_at,
+        defined_by=by if before is None else before.defined_by,
     )
     wrong.attempt("/schedule", lambda: policy.schedule_of(job), None)
     wrong.settle()

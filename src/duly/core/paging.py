@@ -3,6 +3,7 @@
     runs              (scheduled_at, job_id)
     jobs by creation  (id,)
     jobs by name      (name, id)
+    versions          (number,)
 
 A page holds what lies strictly beyond its cursor, so that it stays right while rows come and go.
 """
@@ -41,7 +42,11 @@ class _NameCursor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_f
     id: str
 
 
-_Cursor = _RunCursor | _IdCursor | _NameCursor
+class _VersionCursor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="version"):
+    number: int
+
+
+_Cursor = _RunCursor | _IdCursor | _NameCursor | _VersionCursor
 _decoder: msgspec.json.Decoder[_Cursor] = msgspec.json.Decoder(_Cursor)
 
 
@@ -76,6 +81,19 @@ def job_position(cursor: str, *, by_name: bool) -> JobPosition:
     if not by_name and isinstance(value, _IdCursor):
         return (value.id,)
     raise Malformed("the cursor is not one of jobs in this order")
+
+
+def version_cursor(number: int) -> str:
+    """The cursor of a position among the versions of a job, newest first."""
+    return _text(_VersionCursor(number))
+
+
+def version_position(cursor: str) -> int:
+    """The version that a cursor names. Raises Malformed."""
+    value = _value(cursor)
+    if not isinstance(value, _VersionCursor) or not 0 <= value.number < 2**63:
+        raise Malformed("the cursor is not one of versions")
+    return value.number
 
 
 def _text(value: _Cursor) -> str:

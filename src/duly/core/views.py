@@ -11,6 +11,7 @@ from duly.core.contract import (
     FieldErrorView,
     FunctionSpec,
     HttpSpec,
+    JobDefinition,
     JobSpec,
     JobStateName,
     JobView,
@@ -122,6 +123,12 @@ def job_spec(job: Job) -> JobSpec:
         keep=KeepSpec(runs=job.keep.runs, age=format_duration(job.keep.age)),
         paused=job.state == "paused",
     )
+
+
+def job_definition(job: Job) -> JobDefinition:
+    """A job's definition, as clients write it."""
+    spec = job_spec(job)
+    return JobDefinition(**{name: getattr(spec, name) for name in JobDefinition.__struct_fields__})
 
 
 def job_view(job: Job, *, next_run_at: int | None, last_run: Run | None, finished: bool) -> JobView:

@@ -1,5 +1,5 @@
 -- The statements of the PostgreSQL store, each under its name. What writes, and what is asked for often, is a function
--- of 0002_functions.sql: here are their calls, and what is rare.
+-- of 0002_functions.sql or of a later migration: here are their calls, and what is rare.
 
 -- name: clock
 select duly.clock(), generation, shift from duly.lease_clock where id = 1
@@ -27,6 +27,9 @@ select * from duly.job_rows_1($1)
 
 -- name: jobs
 select id, doc from duly.job where id = any ($1)
+
+-- name: versions
+select doc from duly.job_version where job = $1 and number < $2 order by number desc limit $3
 
 -- name: beat
 select * from duly.beat_1($1, $2, $3, $4, $5, $6, $7)
@@ -93,7 +96,7 @@ select id from duly.job where id > $1 order by id limit 1 offset $2
 select duly.remove_finished_1($1, $2)
 
 -- name: remove_empty_jobs
-select duly.remove_empty_jobs_1($1, $2, $3)
+select duly.remove_empty_jobs_2($1, $2, $3)
 
 -- name: forget_workers
 select duly.forget_workers_1($1)

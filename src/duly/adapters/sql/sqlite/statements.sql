@@ -19,6 +19,26 @@ update job
 -- name: delete_job
 delete from job where id = ?
 
+-- name: keep_version
+-- A number that is there already can only be that of the same definition.
+insert into job_version values (?, ?, ?) on conflict do nothing
+
+-- name: versions
+select doc from job_version where job = ? and number < ? order by number desc limit ?
+
+-- name: version_numbers
+select number from job_version where job = ?
+
+-- name: versions_beyond_keep
+-- The newest stays, whatever its size.
+select number
+  from (select number, row_number() over newest_first as place, sum(length(doc)) over newest_first as bytes
+          from job_version where job = ?1 window newest_first as (order by number desc))
+ where place > 1 and (place > ?2 or bytes > ?3)
+
+-- name: delete_version
+delete from job_version where job = ? and number = ?
+
 -- name: job_doc
 select doc from job where id = ?
 
