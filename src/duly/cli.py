@@ -88,6 +88,11 @@ _offer(
     list='list_jobs: List jobs. | {"items": [jobs], "next": cursor or null, "partial": …}',
     show="show: Show a job. | the job",
     update="update: Change fields of a job. | the job as it is then",
+    versions="versions: List the definitions that a job has had, newest first. | "
+    '{"items": [{"version", "at", "by", "current", "changed", "definition"}], "next": cursor or null, "partial": …}',
+    diff="diff: Show what differs between two definitions of a job: of the last change, unless versions are named. | "
+    '{"from", "to": versions, "changed": [fields], "diff": [lines]}',
+    restore="restore: Define a job again as it was at a version; paused or not, it stays so. | the job as it is then",
     delete='delete: Delete jobs; their history stays until its retention ends. | {"items": [{"id", "state"}]}',
     pause='pause: Let no run of these jobs start; what runs goes on. | {"items": [jobs]}',
     resume='resume: Let runs start again; what fell due meanwhile is not made up for. | {"items": [jobs]}',

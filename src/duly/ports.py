@@ -164,8 +164,8 @@ class Store(Protocol):
         those that have not (manual ones apart): if they are others by now, nothing is written and the answer is a
         Collision. `replaced` is the job with the definition that ends with this change, kept for `versions` with its
         references to blobs, in the same transaction; beyond `core.versions.KEPT_VERSIONS` or `KEPT_BYTES` of a job
-        the oldest go. Returns the job as written, None if the version differs or the job is unknown (nothing is written),
-        or Collision.
+        the oldest go. Returns the job as written, None if the version differs or the job is unknown (nothing is
+        written), or Collision.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def coded(version: int, **fields: Any) -> Job:
 
 async def redefine(store: Store, *versions: Job) -> None:
     """Replace each by the one that follows it."""
-    for was, becomes in zip(versions, versions[1:], strict=False):
+    for was, becomes in itertools.pairwise(versions):
         assert await store.change(becomes, was.version, [], replaced=was) == becomes
 
 

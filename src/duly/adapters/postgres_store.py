@@ -28,8 +28,8 @@
     tally.kind     -1 jobs that are not deleted, else a run state
     *.doc          the value as JSON, defaults left out
 
-What is one step is one function of the database (0002_functions.sql, 0003): one round trip, one transaction, one commit.
-`synchronous_commit` is the server's; with `on`, its default, what was answered survives a crash of the server.
+What is one step is one function of the database (0002_functions.sql and later): one round trip, one transaction, one
+commit. `synchronous_commit` is the server's; with `on`, its default, what was answered survives a crash of the server.
 Nothing is remembered here that another process could change, but for decoded documents, which are found by their text.
 """
 

@@ -11,8 +11,10 @@ from duly.commands.connection import Connection, find_job, usage
 from duly.commands.exits import run_exit
 from duly.commands.flags import JobFlags
 from duly.commands.schedule import put_times
-from duly.commands.terminal import fields, milliseconds, note, put, put_json, short_time, table
+from duly.commands.terminal import fields, milliseconds, note, put, put_diff, put_json, short_time, table
 from duly.core.contract import CommandSpec, FunctionSpec, HttpSpec, JobStateName, JobView, OccurrenceView
+from duly.core.versions import changed as changed_fields
+from duly.core.versions import diff as difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +103,75 @@ def update(
         usage("nothing to change; see: duly job update --help")
     with connection.client() as client:
         view = client.update(find_job(client, job), if_version=if_version, schedule=schedule, **changes)
+    _put_job(view, connection)
+
+
+def versions(
+    job: Job,
+    *,
+    limit: Annotated[int, Parameter(help="At most so many.")] = 100,
+    cursor: Annotated[str | None, Parameter(help="The `next` of the page before.")] = None,
+    connection: Connection = _HERE,
+) -> None:
+    """List the definitions that a job has had."""
+    with connection.client() as client:
+        page = client.versions(find_job(client, job), limit=limit, cursor=cursor)
+    if connection.json:
+        put_json(page)
+        return
+    rows = [
+        (
+            each.version,
+            short_time(each.at),
+            each.by,
+            "now" if each.current else "",
+            "" if each.changed is None else ", ".join(each.changed),
+        )
+        for each in page.items
+    ]
+    table(("VERSION", "AT", "BY", "IN FORCE", "CHANGED"), rows)
+    if page.next is not None:
+        note(f"more: --cursor {page.next}")
+
+
+def diff(
+    job: Job,
+    from_version: Annotated[int | None, Parameter(name="A", help="A version; the one before B, unless named.")] = None,
+    to_version: Annotated[int | None, Parameter(name="B", help="Another; the present one, unless named.")] = None,
+    *,
+    connection: Connection = _HERE,
+) -> None:
+    """Show what differs between two definitions of a job."""
+    with connection.client() as client:
+        job_id = find_job(client, job)
+        if from_version is None or to_version is None:
+            newest = client.versions(job_id, limit=2).items
+            to_version = newest[0].version if to_version is None else to_version
+            from_version = newest[-1].version if from_version is None else from_version
+        older, newer = (client.get_version(job_id, number) for number in (from_version, to_version))
+    lines = difference(older.definition, newer.definition)
+    if connection.json:
+        changed = changed_fields(older.definition, newer.definition)
+        put_json({"from": older, "to": newer, "changed": changed, "diff": [sign + text for sign, text in lines]})
+        return
+    if not lines:
+        note(f"versions {older.version} and {newer.version} are alike")
+        return
+    put(f"--- version {older.version}\t{older.at}")
+    put(f"+++ version {newer.version}\t{newer.at}")
+    put_diff(lines)
+
+
+def restore(
+    job: Job,
+    version: Annotated[int, Parameter(name="VERSION", help="As duly job versions lists them.")],
+    *,
+    if_version: Annotated[int | None, Parameter(help="Only if it is still at this version.")] = None,
+    connection: Connection = _HERE,
+) -> None:
+    """Define a job again as it was at a version; paused or not, it stays so."""
+    with connection.client() as client:
+        view = client.restore(find_job(client, job), version, if_version=if_version)
     _put_job(view, connection)
 
 

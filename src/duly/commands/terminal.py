@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -12,6 +13,7 @@ from duly.commands.shown import ColouredText, plain
 
 WHOLE: Final = frozenset({"ID", "JOB", "STATE", "NEXT", "SCHEDULED", "UTC", "LOCAL"})  # columns that are not broken
 
+_SIGN_COLOURS: Final = {"+": "32", "-": "31", "@": "36"}  # green, red, cyan
 READABLE: Final = 12  # letters, to which other columns may shrink
 
 
@@ -40,6 +42,16 @@ def put_log(pieces: Iterable[tuple[bool, bytes]]) -> None:
         for out, screen in screens.items():
             out.buffer.write(screen.end())
             out.buffer.flush()
+
+
+def put_diff(lines: Iterable[tuple[str, str]]) -> None:
+    """Lines of a difference, each with its sign; coloured on a terminal, unless NO_COLOR says not to."""
+    screen = sys.stdout.isatty()
+    colours = _SIGN_COLOURS if screen and not os.environ.get("NO_COLOR") else {}
+    for sign, text in lines:
+        line = text if sign == "@" else sign + text
+        line = plain(line) if screen else line
+        put(f"\x1b[{colours[sign]}m{line}\x1b[0m" if sign in colours else line)
 
 
 def note(text: str) -> None:

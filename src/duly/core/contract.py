@@ -122,7 +122,7 @@ class KeepSpec(Wire, rename={"age": "for"}, frozen=True, kw_only=True):
 
 
 class JobDefinition(Wire, frozen=True, kw_only=True):
-    """What a job is, as its client wrote it: what its versions are versions of. Whether it is paused is no part of it."""
+    """What a job is, as its client wrote it. Whether it is paused is no part of it."""
 
     task: TaskSpec
     schedule: Annotated[str, Meta(max_length=16_384)]

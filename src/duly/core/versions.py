@@ -96,7 +96,7 @@ def _fields(definition: JobDefinition) -> dict[str, bytes]:
 
 
 def diff(older: JobDefinition, newer: JobDefinition) -> list[DiffLine]:
-    """What differs, in the form of a unified diff of their texts, without its first two lines; empty if nothing does."""
+    """What differs, as a unified diff of their texts without its first two lines; empty if nothing does."""
     old, new = text(older).splitlines(), text(newer).splitlines()
     lines: list[DiffLine] = []
     for group in _matcher(old, new).get_grouped_opcodes(CONTEXT):

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
-from duly.faces.http import batches, files, fleet, jobs, openapi, page, runs, schedules, system, workers
+from duly.faces.http import batches, files, fleet, jobs, openapi, page, runs, schedules, system, versions, workers
 from duly.faces.http.access import Access, Doors, bind_problem, hosts_for
 from duly.faces.http.gate import Gate
 from duly.faces.http.operation import Operation, OperationTable
@@ -46,6 +46,7 @@ def _docs_page() -> tuple[bytes, str]:
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *jobs.OPERATIONS,
     *batches.OPERATIONS,
+    *versions.OPERATIONS,
     *schedules.OPERATIONS,
     *runs.OPERATIONS,
     *files.OPERATIONS,

@@ -23,6 +23,8 @@ from duly.core.contract import (
     HttpSpec,
     JobList,
     JobStateName,
+    JobVersionList,
+    JobVersionView,
     JobView,
     PreviewSpec,
     PreviewView,
@@ -249,6 +251,18 @@ class AsyncClient(RunCalls):
         if schedule is not None:
             patch["schedule"] = schedule_text(schedule)
         return await self.transport.update_job(job_id, patch, if_version=if_version)
+
+    async def versions(self, job_id: str, /, *, limit: int | None = None, cursor: str | None = None) -> JobVersionList:
+        """A page of the definitions that a job has had, newest first, the present one among them. Raises NotFound."""
+        return await self.transport.list_versions(job_id, limit=limit, cursor=cursor)
+
+    async def get_version(self, job_id: str, version: int, /) -> JobVersionView:
+        """The definition that was in force at a version of the job. Raises NotFound, also if it is no longer kept."""
+        return await self.transport.get_version(job_id, version)
+
+    async def restore(self, job_id: str, version: int, /, *, if_version: int | None = None) -> JobView:
+        """Define a job again as it was at a version of it; paused or not, it stays so. Raises as `update`."""
+        return await self.transport.restore_version(job_id, version, if_version=if_version)
 
     async def delete(self, job_id: str) -> None:
         """Waiting runs go, an active one is cancelled; history stays. Raises NotFound."""

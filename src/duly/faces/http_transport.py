@@ -23,6 +23,8 @@ from duly.core.contract import (
     ExplainView,
     JobList,
     JobSpec,
+    JobVersionList,
+    JobVersionView,
     JobView,
     LogPiece,
     PreviewSpec,
@@ -109,6 +111,19 @@ class HttpTransport:
 
     async def resume_job(self, job_id: str) -> JobView:
         return await self._call(JobView, "POST", f"/v1/jobs/{_part(job_id)}/resume")
+
+    async def list_versions(self, job_id: str, *, limit: int | None, cursor: str | None) -> JobVersionList:
+        asked = {"limit": limit, "cursor": cursor}
+        params: Params = [(name, str(value)) for name, value in asked.items() if value is not None]
+        return await self._call(JobVersionList, "GET", f"/v1/jobs/{_part(job_id)}/versions", params=params)
+
+    async def get_version(self, job_id: str, version: int) -> JobVersionView:
+        return await self._call(JobVersionView, "GET", f"/v1/jobs/{_part(job_id)}/versions/{version}")
+
+    async def restore_version(self, job_id: str, version: int, *, if_version: int | None) -> JobView:
+        headers = {} if if_version is None else {"If-Match": f'"{if_version}"'}
+        path, repeat = f"/v1/jobs/{_part(job_id)}/versions/{version}/restore", if_version is None
+        return await self._call(JobView, "POST", path, headers=headers, repeat=repeat)
 
     async def bulk_jobs(self, spec: BulkSpec) -> BulkView:
         repeat = spec.dry_run or spec.action in ("pause", "resume")

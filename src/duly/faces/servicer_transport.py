@@ -22,6 +22,8 @@ from duly.core.contract import (
     ExplainView,
     JobList,
     JobSpec,
+    JobVersionList,
+    JobVersionView,
     JobView,
     LogPiece,
     PreviewSpec,
@@ -142,6 +144,18 @@ class ServicerTransport:
     async def resume_job(self, job_id: str) -> JobView:
         """See Transport."""
         return await self._call(lambda s: s.resume_job(job_id))
+
+    async def list_versions(self, job_id: str, *, limit: int | None, cursor: str | None) -> JobVersionList:
+        """See Transport."""
+        return await self._call(lambda s: s.list_versions(job_id, limit=limit or 100, cursor=cursor))
+
+    async def get_version(self, job_id: str, version: int) -> JobVersionView:
+        """See Transport."""
+        return await self._call(lambda s: s.get_version(job_id, version))
+
+    async def restore_version(self, job_id: str, version: int, *, if_version: int | None) -> JobView:
+        """See Transport."""
+        return await self._call(lambda s: s.restore_version(job_id, version, if_version=if_version))
 
     async def bulk_jobs(self, spec: BulkSpec) -> BulkView:
         """See Transport."""

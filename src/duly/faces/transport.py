@@ -24,6 +24,8 @@ from duly.core.contract import (
     JobList,
     JobSpec,
     JobStateName,
+    JobVersionList,
+    JobVersionView,
     JobView,
     LogPiece,
     PreviewSpec,
@@ -114,6 +116,18 @@ class Transport(Protocol):
 
     async def resume_job(self, job_id: str) -> JobView:
         """Undoes a pause."""
+        ...
+
+    async def list_versions(self, job_id: str, *, limit: int | None, cursor: str | None) -> JobVersionList:
+        """A page of the definitions that it has had, newest first."""
+        ...
+
+    async def get_version(self, job_id: str, version: int) -> JobVersionView:
+        """The definition that was in force at a version of the job."""
+        ...
+
+    async def restore_version(self, job_id: str, version: int, *, if_version: int | None) -> JobView:
+        """The job, defined again as it was then; PreconditionFailed if it has another version than `if_version`."""
         ...
 
     async def bulk_jobs(self, spec: BulkSpec) -> BulkView:

@@ -51,9 +51,11 @@ class CreationDesk(RunDesk):
     """The use-cases of creating jobs."""
 
     async def create_job(
-        self, spec: JobSpec, *, namespace: str = "default", key: str | None = None, body_digest: str = ""
+        self, spec: JobSpec, *, namespace: str = "default", key: str | None = None, body_digest: str = "", by: str = ""
     ) -> tuple[JobView, bool]:
         """Create a job; with a key, the same key and body find the first one. True if it was made now.
+
+        `by` is the key id of the token that asks for it.
 
         Raises InvalidInput, CodeMissing, IdempotencyKeyReused, OutcomeUnknown, Unavailable (no live shard, or the
         key's own).
@@ -66,7 +68,7 @@ class CreationDesk(RunDesk):
             try:
                 now = await self._store.now(shard)
                 job = define_job(
-                    spec, job_id=job_id, now=now, namespace=namespace, body_digest=body_digest if key else ""
+                    spec, job_id=job_id, now=now, namespace=namespace, body_digest=body_digest if key else "", by=by
                 )
                 opened = first_runs(job, now)
                 existing = (await self._store.create([(job, opened)]))[0]
@@ -84,7 +86,9 @@ class CreationDesk(RunDesk):
                 raise IdempotencyKeyReused
             return job_view(await self._row(job_id, namespace)), False
 
-    async def create_jobs(self, bodies: Sequence[msgspec.Raw], *, namespace: str = "default") -> BatchView:
+    async def create_jobs(
+        self, bodies: Sequence[msgspec.Raw], *, namespace: str = "default", by: str = ""
+    ) -> BatchView:
         """Create many jobs from JSON; one result each, in order. One bad job does not spoil the others."""
         specs: list[JobSpec | DulyError] = []
         for index, body in enumerate(bodies):
@@ -92,9 +96,11 @@ class CreationDesk(RunDesk):
                 specs.append(decode(body, JobSpec, prefix=f"/jobs/{index}"))
             except DulyError as error:
                 specs.append(error)
-        return await self.create_specs(specs, namespace=namespace)
+        return await self.create_specs(specs, namespace=namespace, by=by)
 
-    async def create_specs(self, specs: Sequence[JobSpec | DulyError], *, namespace: str = "default") -> BatchView:
+    async def create_specs(
+        self, specs: Sequence[JobSpec | DulyError], *, namespace: str = "default", by: str = ""
+    ) -> BatchView:
         """Create many jobs; an error among the specs is passed on as that item's result.
 
         They are committed a thousand at a time, while the next thousand is being made ready; what no shard takes is
@@ -111,9 +117,9 @@ class CreationDesk(RunDesk):
             except DulyError as error:
                 _all_failed(chunk, error, results)
                 continue
-            made = await self._define(specs, chunk, now, namespace, known, results)
+            made = await self._define(specs, chunk, now, namespace, by, known, results)
             if made:
-                commit = asyncio.get_running_loop().create_task(self._commit(made, specs, now, namespace, results))
+                commit = asyncio.get_running_loop().create_task(self._commit(made, specs, now, namespace, by, results))
                 commits.append(commit)
                 await self._clock.sleep(0)  # no wait: the commit's turn to begin
         for commit in commits:
@@ -127,6 +133,7 @@ class CreationDesk(RunDesk):
         which: Sequence[int],
         now: int,
         namespace: str,
+        by: str,
         known: set[str],
         results: list[BatchItem],
     ) -> list[_Made]:
@@ -141,7 +148,7 @@ class CreationDesk(RunDesk):
                 if isinstance(spec.task, contract.CommandSpec):
                     await self._require_blobs(spec, known)
                 job_id = mint_job_id(now, entropy[10 * position : 10 * position + 10])
-                job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
+                job = define_job(spec, job_id=job_id, now=now, namespace=namespace, by=by)
                 made.append(_Made(index, job, first_runs(job, now)))
                 results[index] = BatchItem(status=201, id=job.id)
             except DulyError as error:
@@ -154,6 +161,7 @@ class CreationDesk(RunDesk):
         specs: Sequence[JobSpec | DulyError],
         now: int,
         namespace: str,
+        by: str,
         results: list[BatchItem],
     ) -> None:
         """Write the jobs, those of each shard in one commit; what a shard did not take goes to the others."""
@@ -180,7 +188,7 @@ class CreationDesk(RunDesk):
                     results[place] = _failed(error, place)
                     continue
                 assert not isinstance(spec, DulyError)
-                job = define_job(spec, job_id=job_id, now=now, namespace=namespace)
+                job = define_job(spec, job_id=job_id, now=now, namespace=namespace, by=by)
                 made.append(_Made(place, job, first_runs(job, now)))
                 results[place] = BatchItem(status=201, id=job.id)
 

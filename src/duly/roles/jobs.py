@@ -32,6 +32,7 @@ from duly.core.errors import (
 )
 from duly.core.messages import Cancel, inbox
 from duly.core.model import Job, JobId, Run, RunState
+from duly.core.versions import follow
 from duly.ports import Collision, JobQuery, JobRow, RunQuery
 from duly.roles.behind import noted, unbegun_runs
 from duly.roles.creation import CreationDesk, job_view
@@ -85,17 +86,30 @@ class JobDesk(CreationDesk):
     # -- changing jobs --------------------------------------------------------------------------------------
 
     async def update_job(
-        self, job_id: str, patch: object, *, namespace: str | None = None, if_version: int | None = None
+        self, job_id: str, patch: object, *, namespace: str | None = None, if_version: int | None = None, by: str = ""
     ) -> JobView:
-        """Apply a JSON merge patch. Raises PreconditionFailed, Conflict (deleted), InvalidInput, NotFound."""
+        """Apply a JSON merge patch; `by` is the key id of the token that asks for it.
+
+        Raises PreconditionFailed, Conflict (deleted), InvalidInput, CodeMissing, NotFound.
+        """
 
         def change(job: Job, now: int) -> Job:
             return patch_job(job, patch, now=now)
 
+        return await self._redefine(job_id, namespace, if_version, change, by)
+
+    async def _redefine(
+        self,
+        job_id: str,
+        namespace: str | None,
+        if_version: int | None,
+        change: Callable[[Job, int], Job],
+        by: str,
+    ) -> JobView:
         row = await self._row(job_id, namespace)
         if row.job.state != "deleted":
             await self._require_blobs(views.job_spec(change(row.job, self._clock.wall())))
-        await self._change(job_id, namespace, if_version, change, "job.updated")
+        await self._change(job_id, namespace, if_version, change, "job.updated", by)
         return await self.get_job(job_id)
 
     async def pause_job(self, job_id: str, *, namespace: str | None = None) -> JobView:
@@ -136,6 +150,7 @@ class JobDesk(CreationDesk):
         if_version: int | None,
         change: Callable[[Job, int], Job],
         kind: str,
+        by: str = "",
     ) -> Job:
         """Read, decide, compare-and-set; again when another change or a dispatch came between."""
         for _ in range(TRIES):
@@ -146,12 +161,14 @@ class JobDesk(CreationDesk):
             if before.state == "deleted":
                 raise Conflict("the job is deleted")
             now = await self._store.now(self._store.shard_of(before.id))
-            job = change(before, now)
+            job, replaced = follow(before, change(before, now), by)
             begun = await self._begun_runs(job.id)
             job, unbegun = await noted(self._store, before, job, now)
             job, opened = await self._reopened(before, job, now, begun)
             seen = frozenset(run.scheduled_at for run in begun)
-            written = await self._store.change(job, before.version, opened, begun=seen, unbegun=unbegun)
+            written = await self._store.change(
+                job, before.version, opened, begun=seen, unbegun=unbegun, replaced=replaced
+            )
             if written is None or isinstance(written, Collision):
                 continue
             await self._hint([(run, job) for run in opened], now, changed=[job.id])

@@ -1,5 +1,6 @@
 """The servicer: every use-case that a client has, stateless, any number side by side.
 
+    versions.py definitions that jobs have had: list, read, restore
     jobs.py     create, change, pause, delete, trigger, bulk        reports.py   what workers tell
     runs.py     read, wait, cancel, retry, explain, logs, outputs   events.py    what those who watch see
     fleet.py    previews, counts, workers, shards                   news.py      what others have written
@@ -24,16 +25,16 @@ from duly.core.messages import NOTICES, AnyMessage, News, Notice
 from duly.ports import Blobs, Broker, Clock, Store, Subscription
 from duly.roles.fleet import FleetDesk
 from duly.roles.herald import ASKING, WATCHING
-from duly.roles.jobs import JobDesk
 from duly.roles.outputs import OutputReader
 from duly.roles.overview import OverviewDesk
 from duly.roles.reports import ReportDesk
+from duly.roles.versions import VersionDesk
 from duly.roles.webhooks import Webhooks
 from duly.roles.worker_desk import WorkerDesk
 from duly.telemetry import Telemetry
 
 
-class Servicer(JobDesk, OverviewDesk, FleetDesk):
+class Servicer(VersionDesk, OverviewDesk, FleetDesk):
     """The use-cases of the API over a store, a broker and blobs."""
 
     def __init__(

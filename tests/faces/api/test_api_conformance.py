@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
     },
     "operations": [
         {  # a cursor is opaque: only the store can say that it made it
-            "include-operation-id": ["listJobs", "listRuns", "listJobRuns", "getRunningJobs"],
+            "include-operation-id": ["listJobs", "listJobVersions", "listRuns", "listJobRuns", "getRunningJobs"],
             "checks": {"positive_data_acceptance": {"expected-statuses": [*POSITIVE, "400", "422"]}},
         },
         {  # what a schema cannot say: good schedules, zones, files that exist, keys not used for another body
@@ -58,7 +58,14 @@ CONFIG: dict[str, Any] = {
             "checks": {"positive_data_acceptance": {"expected-statuses": [*POSITIVE, "422"]}},
         },
         {  # some of its cases send a tag without quotes, against the pattern of the document
-            "include-operation-id": ["updateJobById", "deleteJobById", "getJobById", "getJobBadge", "streamEvents"],
+            "include-operation-id": [
+                "updateJobById",
+                "deleteJobById",
+                "getJobById",
+                "getJobBadge",
+                "restoreJobVersion",
+                "streamEvents",
+            ],
             "checks": {
                 "positive_data_acceptance": {"expected-statuses": [*POSITIVE, "400", "422"]},
                 # If-Match is looked at before the patch is tried

@@ -24,6 +24,9 @@ DELETE /v1/jobs/{job_id} deleteJobById
 GET /v1/jobs listJobs
 GET /v1/jobs/running getRunningJobs
 POST /v1/jobs/{job_id}/trigger triggerJob
+GET /v1/jobs/{job_id}/versions listJobVersions
+GET /v1/jobs/{job_id}/versions/{version} getJobVersion
+POST /v1/jobs/{job_id}/versions/{version}/restore restoreJobVersion
 POST /v1/jobs/{job_id}/pause pauseJob
 POST /v1/jobs/{job_id}/resume resumeJob
 POST /v1/jobs/bulk bulkJobs

@@ -15,6 +15,7 @@ from faces.api.harness import Api, command
 JOB = "019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
 IDS = {
     "{job_id}": JOB,
+    "{version}": "1",
     "{run_id}": f"{JOB}@20261201T010000.000000Z",
     "{worker_id}": "w-1",
     "{digest}": f"sha256:{'0' * 64}",
@@ -28,11 +29,13 @@ EXPECTED = {
         "listJobs", "getJobById", "getRunningJobs", "listRuns", "listJobRuns", "getRun", "listOutput", "getOutput",
         "getLog", "explainRun", "getBlob", "previewSchedule", "getStats", "listWorkers", "listShards", "streamEvents",
         "listWebhooks", "getJobBadge",
+        "listJobVersions", "getJobVersion",
         "metrics", "version",
     },
     "submit": {"createJob", "createJobs", "triggerJob", "putBlob"},
     "operate": {
         "updateJobById", "deleteJobById", "pauseJob", "resumeJob", "bulkJobs", "cancelRun", "retryRun",
+        "restoreJobVersion",
     },
 }  # fmt: skip
 

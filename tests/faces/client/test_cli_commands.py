@@ -69,6 +69,40 @@ def test_a_failing_run_decides_the_exit_code(duly: Duly, report: Path) -> None:
     assert (failed.code, failed.json["state"], failed.err) == (4, "failed", "")
 
 
+def test_versions_are_listed_compared_and_restored(duly: Duly) -> None:
+    """The last change, unless versions are named; what is restored is a version of its own."""
+    job = duly("create", "--url", "http://127.0.0.1:1/", "--schedule", "@yearly", "--name", "versioned").out.strip()
+    assert duly("job", "diff", "versioned").out == ""
+    assert duly("job", "update", job, "--priority", "9", "--schedule", "@daily").code == 0
+    assert duly("job", "pause", job).code == 0
+    assert duly("job", "update", job, "--priority", "1").code == 0
+    rows = [line.split("\t") for line in duly("job", "versions", "versioned").out.splitlines()]
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        ("4", "now", "priority"),
+        ("2", "", "priority, schedule"),
+        ("1", "", ""),
+    ]
+    listed = duly("job", "versions", job, "--limit", "1", "--json").json
+    assert (listed["items"][0]["definition"]["priority"], listed["items"][0]["changed"]) == (1, ["priority"])
+    rest = duly("job", "versions", job, "--cursor", listed["next"], "--json").json
+    assert ([each["version"] for each in rest["items"]], rest["next"]) == ([2, 1], None)
+    lines = duly("job", "diff", job).out.splitlines()
+    assert [line.split("\t")[0] for line in lines[:2]] == ["--- version 2", "+++ version 4"]
+    assert lines[2].startswith("@@ -")
+    assert {line for line in lines[3:] if line[0] in "+-"} == {'-  "priority": 9,', '+  "priority": 1,'}
+    since = duly("job", "diff", job, "1", "--json").json
+    assert (since["from"]["version"], since["to"]["version"]) == (1, 4)
+    assert since["changed"] == ["priority", "schedule"]
+    assert '+  "schedule": "@daily",' in since["diff"]
+    assert duly("job", "diff", job, "1", "3", "--json").json["to"]["version"] == 2  # in force while it was paused
+    assert duly("job", "diff", job, "1", "9").code == 3
+    assert duly("job", "restore", job, "1", "--if-version", "2").code == 4
+    restored = duly("job", "restore", job, "1", "--json").json
+    assert (restored["version"], restored["schedule"], restored["priority"]) == (5, "@yearly", 5)
+    assert restored["paused"] is True
+    assert duly("job", "restore", job, "99").code == 3
+
+
 @pytest.mark.parametrize(
     ("state", "exit_code", "kind", "expected"),
     [

@@ -17,7 +17,7 @@ _MAX_BULK_BYTES: Final = 1 << 20  # 10,000 ids and room to spare
 async def create_jobs(call: Call) -> Answer:
     """Many jobs, one result each."""
     batch = await call.json(BatchSpec, limit=call.context.settings.max_batch_bytes)
-    return json_reply(await call.context.servicer.create_jobs(batch.jobs, namespace=call.one_namespace))
+    return json_reply(await call.context.servicer.create_jobs(batch.jobs, namespace=call.one_namespace, by=call.by))
 
 
 async def bulk_jobs(call: Call) -> Answer:

@@ -58,6 +58,11 @@ class Call:
         return self.namespace
 
     @property
+    def by(self) -> str:
+        """The key id of the caller's token, "" for one without a token."""
+        return "" if self.principal is None else self.principal.key_id
+
+    @property
     def head(self) -> bool:
         """True for HEAD: headers are wanted, no content."""
         return bool(self.scope["method"] == "HEAD")

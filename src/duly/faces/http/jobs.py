@@ -79,9 +79,9 @@ async def create_job(call: Call) -> Answer:
     else:
         spec = await call.json(JobSpec, also=(FORM,))
     job, made = await call.context.servicer.create_job(
-        spec, namespace=call.one_namespace, key=key, body_digest=_digest(spec) if key else ""
+        spec, namespace=call.one_namespace, key=key, body_digest=_digest(spec) if key else "", by=call.by
     )
-    headers: Headers = [_etag(job), (b"location", f"/v1/jobs/{job.id}".encode())]
+    headers: Headers = [etag(job), (b"location", f"/v1/jobs/{job.id}".encode())]
     return json_reply(job, status=201 if made else 200, headers=headers)
 
 
@@ -95,15 +95,15 @@ def _digest(spec: JobSpec) -> str:
 
 async def get_job(call: Call) -> Answer:
     """One job, or 304 for a client that has this version."""
-    job = await call.context.servicer.get_job(_job_id(call), namespace=call.namespace)
+    job = await call.context.servicer.get_job(job_id_of(call), namespace=call.namespace)
     if unchanged(call.header(b"if-none-match"), str(job.version)):
-        return Reply(status=304, headers=[_etag(job)])
-    return json_reply(job, headers=[_etag(job)])
+        return Reply(status=304, headers=[etag(job)])
+    return json_reply(job, headers=[etag(job)])
 
 
 async def job_badge(call: Call) -> Answer:
     """One job's status as an image; its ETag is that of the image, which changes less often than the job."""
-    job = await call.context.servicer.get_job(_job_id(call), namespace=call.namespace)
+    job = await call.context.servicer.get_job(job_id_of(call), namespace=call.namespace)
     image = badge(job).encode()
     tag = hashlib.sha256(image).hexdigest()[:32]
     headers: Headers = [(b"etag", f'"{tag}"'.encode()), (b"cache-control", b"private, max-age=30")]
@@ -115,36 +115,38 @@ async def job_badge(call: Call) -> Answer:
 
 async def update_job(call: Call) -> Answer:
     """A merge patch on one job."""
-    job_id = _job_id(call)
+    job_id = job_id_of(call)
     patch = await call.json(dict[str, Any], also=(MERGE_PATCH,))
-    version = await _version_wanted(call, job_id)
-    job = await call.context.servicer.update_job(job_id, patch, namespace=call.namespace, if_version=version)
-    return json_reply(job, headers=[_etag(job)])
+    version = await version_wanted(call, job_id)
+    job = await call.context.servicer.update_job(
+        job_id, patch, namespace=call.namespace, if_version=version, by=call.by
+    )
+    return json_reply(job, headers=[etag(job)])
 
 
 async def delete_job(call: Call) -> Answer:
     """End one job."""
-    job_id = _job_id(call)
-    version = await _version_wanted(call, job_id)
+    job_id = job_id_of(call)
+    version = await version_wanted(call, job_id)
     await call.context.servicer.delete_job(job_id, namespace=call.namespace, if_version=version)
     return Reply(status=204)
 
 
 async def pause_job(call: Call) -> Answer:
     """Let no run start."""
-    job = await call.context.servicer.pause_job(_job_id(call), namespace=call.namespace)
-    return json_reply(job, headers=[_etag(job)])
+    job = await call.context.servicer.pause_job(job_id_of(call), namespace=call.namespace)
+    return json_reply(job, headers=[etag(job)])
 
 
 async def resume_job(call: Call) -> Answer:
     """Let runs start again."""
-    job = await call.context.servicer.resume_job(_job_id(call), namespace=call.namespace)
-    return json_reply(job, headers=[_etag(job)])
+    job = await call.context.servicer.resume_job(job_id_of(call), namespace=call.namespace)
+    return json_reply(job, headers=[etag(job)])
 
 
 async def trigger_job(call: Call) -> Answer:
     """A run now; with `Prefer: wait`, its end if that comes in time (200, else 202)."""
-    run = await call.context.servicer.trigger_job(_job_id(call), namespace=call.namespace)
+    run = await call.context.servicer.trigger_job(job_id_of(call), namespace=call.namespace)
     return await answer_with_run(call, run, pending=202)
 
 
@@ -160,18 +162,21 @@ async def answer_with_run(call: Call, run: RunView, *, pending: int) -> Answer:
     return json_reply(run, status=200 if ended else pending, headers=headers or None)
 
 
-def _job_id(call: Call) -> str:
+def job_id_of(call: Call) -> str:
+    """The job that the path names. Raises NotFound for what no id looks like."""
     job_id = call.path["job_id"]
     if not is_job_id(job_id):
         raise NotFound(f"there is no job {job_id[:80]!r}")
     return job_id
 
 
-def _etag(job: JobView) -> tuple[bytes, bytes]:
+def etag(job: JobView) -> tuple[bytes, bytes]:
+    """The header that names the job's version."""
     return b"etag", f'"{job.version}"'.encode()
 
 
-async def _version_wanted(call: Call, job_id: str) -> int | None:
+async def version_wanted(call: Call, job_id: str) -> int | None:
+    """The version that `If-Match` asks for, None for any. Raises PreconditionFailed."""
     versions = versions_wanted(call.header(b"if-match"))
     if versions is None or len(versions) == 1:
         return versions[0] if versions else None

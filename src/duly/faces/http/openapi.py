@@ -71,6 +71,7 @@ _PROBLEM_HEADERS: Final = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 50
 _ALWAYS: Final = frozenset({"ETag", "Location", "Content-Disposition", "Accept-Ranges", "Content-Range"})
 _PATHS: Final[Mapping[str, tuple[str, str]]] = {
     "job_id": ("A job's id", "019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b"),
+    "version": ("A version of the job", "1"),
     "run_id": ("A run's id", "019712ab-3c4d-7e5f-8a9b-0c1d2e3f4a5b@20261201T010000.000000Z"),
     "worker_id": ("A worker's id", "w-3f2a11bc"),
     "digest": ("A file's digest", f"sha256:{'0' * 64}"),
