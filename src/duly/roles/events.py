@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -23,6 +23,8 @@ from duly.core.model import Job, JobId, Run, RunKey
 
 SKIPPED: Final = "stream.skipped"  # the kind of a gap
 KEPT: Final = 10_000  # events that a reconnecting stream can still get
+AT_ONCE: Final = 250  # events in one piece of a stream
+TEXTS: Final = 8 << 20  # bytes of encoded events that are kept for the other streams
 BEHIND: Final = 5_000  # a stream that is further behind than this skips ahead, and is told
 
 
@@ -78,6 +80,8 @@ class EventLog:
         self._news = asyncio.Event()
         self._waiters: dict[RunKey, set[asyncio.Event]] = {}
         self.progress: dict[RunKey, float] = {}
+        self._texts: dict[int, bytes] = {}  # of the last events that were streamed
+        self._texts_bytes = 0
         self.committed: Committed = nobody  # who is told of runs that this servicer itself has changed
         self.told: Callable[[str, int, Sequence[RunKey], Sequence[JobId]], None] | None = None
         self.followers = 0  # streams
@@ -162,6 +166,35 @@ class EventLog:
         self._entries.append(_Entry(self._number, "run.progress", at, job.namespace, run, None, data))
         self._tell()
 
+    async def follow_encoded(
+        self, after: str | None, namespace: str | None, encode: Callable[[EventView], bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """As `follow`, up to AT_ONCE events in one piece. All name the same `encode`, called once an event."""
+        last = self._number if after is None else self._number_of(after)
+        with self._following():
+            while not self._closed:
+                news = self._news
+                if self._number - last > BEHIND and after is None:
+                    yield encode(self._gap(self._number, self._number - last))
+                    last = self._number
+                entries = self._since(last, AT_ONCE)
+                wanted = [entry for entry in entries if namespace in (None, entry.namespace) or entry.kind == SKIPPED]
+                last = entries[-1].number if entries else self._number
+                if wanted:
+                    yield b"".join([self._encoded(entry, encode) for entry in wanted])
+                if self._number == last:
+                    after = None
+                    await news.wait()
+
+    def _encoded(self, entry: _Entry, encode: Callable[[EventView], bytes]) -> bytes:
+        text = self._texts.get(entry.number)
+        if text is None:
+            text = self._texts[entry.number] = encode(self._view(entry))
+            self._texts_bytes += len(text)
+            while len(self._texts) > 1 and self._texts_bytes > TEXTS:
+                self._texts_bytes -= len(self._texts.pop(next(iter(self._texts))))
+        return text
+
     def close(self) -> None:
         """End every stream."""
         self._closed = True
@@ -238,12 +271,13 @@ class EventLog:
         """True once the servicer drains: streams end."""
         return self._closed
 
-    def _since(self, number: int) -> list[_Entry]:
+    def _since(self, number: int, most: int = KEPT) -> list[_Entry]:
         behind = self._number - number
         if behind <= 0:
             return []
         entries = self._entries
-        return [entries[index] for index in range(max(0, len(entries) - behind), len(entries))]
+        first = max(0, len(entries) - behind)
+        return [entries[index] for index in range(first, min(first + most, len(entries)))]
 
     def _number_of(self, event_id: str) -> int:
         epoch, _, number = event_id.rpartition("-")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Final
 
 from duly.core import contract, views
 from duly.core.contract import (
@@ -16,10 +18,13 @@ from duly.core.contract import (
     StatsView,
     WorkerList,
 )
-from duly.core.instants import format_instant, parse_instant
+from duly.core.instants import SECOND, format_instant, parse_instant
 from duly.core.schedule import parse_schedule, preview
 from duly.core.schedule.changes import ChangeDay, change_days
 from duly.roles.desk import Desk
+
+REST: Final = 2_500  # µs between two pieces of a stream, times the number of streams
+LONGEST_REST: Final = SECOND
 
 
 class FleetDesk(Desk):
@@ -123,3 +128,14 @@ class FleetDesk(Desk):
     def events(self, after: str | None = None, *, namespace: str | None = None) -> AsyncIterator[EventView]:
         """What happens, as it happens; from the event after `after`, if it is still kept."""
         return self.event_log.follow(after, namespace)
+
+    async def encoded_events(
+        self, after: str | None, encode: Callable[[EventView], bytes], *, namespace: str | None
+    ) -> AsyncGenerator[bytes, None]:
+        """The same, encoded once for all who follow. The more they are, the longer each rests between two pieces: all
+        together are sent 100,000 events a second at most. Who falls behind is told of a gap."""
+        pieces = self.event_log.follow_encoded(after, namespace, encode)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+                await self._clock.sleep(min(REST * self.event_log.followers, LONGEST_REST))

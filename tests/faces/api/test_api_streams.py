@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -11,6 +14,7 @@ import pytest
 
 from duly.core.contract import EventView
 from duly.core.instants import MILLISECOND, SECOND
+from duly.core.model import JobId
 from duly.faces.http.runs import frame
 from faces.api.harness import Api, command, served
 
@@ -164,3 +168,90 @@ def test_a_frame_survives_every_line_end() -> None:
     assert frame("stdout", "\n\nevent: end\ndata: x") == (
         b"event: stdout\ndata: \ndata: \ndata: event: end\ndata: data: x\n\n"
     )
+
+
+async def test_streams_are_bounded(api: Api) -> None:
+    """One more than there may be is refused with a code and a time to come again, before it begins."""
+    app = api.app(max_streams=2)
+    async with (
+        served(app, stop=api.stop) as url,
+        httpx2.AsyncClient(base_url=url) as client,
+        asyncio.timeout(20),
+        client.stream("GET", "/v1/events") as one,
+    ):
+        assert one.status_code == 200
+        async with client.stream("GET", "/v1/events") as two:
+            assert two.status_code == 200
+            refused = await client.get("/v1/events")
+            assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+            assert int(refused.headers["retry-after"]) > 0
+        while (await client.head("/v1/events")).status_code != 200 or api.servicer.event_log.followers > 1:
+            await api.clock.sleep(MILLISECOND)
+        async with client.stream("GET", "/v1/events") as again:
+            assert again.status_code == 200
+
+
+async def flood(api: Api, until: Callable[[], bool]) -> None:
+    """Events, a thousand at a time, while there is one who follows."""
+    async with api.client() as client:
+        made = (await client.post("/v1/jobs", json=HOURLY | {"name": "n" * 200})).json()["id"]
+    row = (await api.store.get([JobId(made)]))[0]
+    assert row is not None
+    async with asyncio.timeout(30):
+        while not until():
+            api.servicer.event_log.heard_jobs("job.updated", [row.job] * 1_000, 0)
+            await api.clock.sleep(MILLISECOND)
+
+
+@asynccontextmanager
+async def not_reading(url: str) -> AsyncIterator[socket.socket]:
+    """A client that asks for events and reads none of them."""
+    address = urlsplit(url)
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(link, (address.hostname, address.port))
+        await loop.sock_sendall(link, f"GET /v1/events HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+        text = b""
+        while b": connected" not in text:
+            text += await loop.sock_recv(link, 100)
+        yield link
+
+
+async def test_a_slow_reader_is_told_of_a_gap(api: Api) -> None:
+    """It is sent what it reads; what was too much in between is a number. Nothing is kept for it."""
+    async with served(api.app(heartbeat=60 * SECOND), stop=api.stop) as url, not_reading(url) as link:
+        number = api.servicer.event_log.number
+        await flood(api, lambda: api.servicer.event_log.number > number + 100_000)
+        text = b""
+        async with asyncio.timeout(20):
+            while b"event: stream.skipped" not in text:
+                text = text[-50:] + await asyncio.get_running_loop().sock_recv(link, 1 << 20)
+
+
+async def test_a_client_that_reads_nothing_is_let_go(api: Api) -> None:
+    """After two heartbeats in which it took nothing; its place is free again."""
+    async with served(api.app(heartbeat=50 * MILLISECOND), stop=api.stop) as url, not_reading(url):
+        assert api.servicer.event_log.followers == 1
+        await flood(api, lambda: not api.servicer.event_log.followers)
+
+
+async def test_an_event_is_encoded_once_for_all(api: Api) -> None:
+    """However many follow."""
+    encoded: list[str] = []
+
+    def encode(event: EventView) -> bytes:
+        encoded.append(event.id)
+        return event.type.encode()
+
+    log = api.servicer.event_log
+    streams = [log.follow_encoded(None, None, encode) for _ in range(3)]
+    waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await api.clock.sleep(0)
+    async with api.client() as client:
+        await client.post("/v1/jobs", json=HOURLY)
+    assert await asyncio.gather(*waiting) == [b"job.created"] * 3
+    assert len(encoded) == 1
+    for stream in streams:
+        await stream.aclose()

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from duly.core.errors import DulyError
+from duly.core.errors import DulyError, Overloaded
 from duly.core.views import problem
 from duly.faces.http.call import Call
 from duly.faces.http.problems import Headers, Internal, seconds
@@ -95,10 +95,12 @@ class Streamed(Answer):
 class EventStream(Answer):
     """Server-sent events until they end, the client hangs up or the server stops; a comment breaks long silence.
 
-    Nothing is buffered here: a slow client is written to as it reads, and the source decides what it skips.
+    Nothing is buffered here: a slow client is written to as it reads, and the source decides what it skips; one that
+    reads nothing for two heartbeats is let go. Of all kinds of streams a server has `max_streams` at once: beyond,
+    Overloaded.
     """
 
-    __slots__ = ("_busy", "_quiet", "frames")
+    __slots__ = ("_busy", "_quiet", "_written", "frames")
 
     def __init__(self, frames: AsyncIterator[bytes]) -> None:
         headers = [
@@ -110,13 +112,27 @@ class EventStream(Answer):
         self.frames = frames
         self._quiet = True
         self._busy = False
+        self._written = 0  # frames
 
     async def deliver(self, call: Call) -> None:
         if call.head:
             await self._start(call)
             await call.send({"type": "http.response.body"})
             return
-        async with _closing(self.frames), _watched(call, stoppable=True) as watch:
+        context = call.context
+        async with _closing(self.frames):
+            if context.streams >= context.settings.max_streams:
+                raise Overloaded(
+                    f"this server has {context.streams} event streams open, as many as it may", retry_after=5
+                )
+            context.streams += 1
+            try:
+                await self._stream(call)
+            finally:
+                context.streams -= 1
+
+    async def _stream(self, call: Call) -> None:
+        async with _watched(call, stoppable=True) as watch:
             first = watch.begin(_next(self.frames))
             await checkpoint()  # so that the source listens before the client is told that it does
             if first.done():
@@ -124,7 +140,11 @@ class EventStream(Answer):
             await self._start(call)
             await call.send({"type": "http.response.body", "body": b": connected\n\n", "more_body": True})
             writing = watch.begin(self._write(call, first))
+            stuck: int | None = None
             while not await watch.settled(writing, seconds(call.context.settings.heartbeat)):
+                if self._busy and stuck == self._written:
+                    break
+                stuck = self._written if self._busy else None
                 if self._quiet and not self._busy:
                     await call.send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
                 self._quiet = True
@@ -148,6 +168,7 @@ class EventStream(Answer):
         self._busy = True
         await call.send({"type": "http.response.body", "body": frame, "more_body": True})
         self._busy = self._quiet = False
+        self._written += 1
 
 
 def json_reply(value: Any, *, status: int = 200, headers: Headers | None = None) -> Reply:

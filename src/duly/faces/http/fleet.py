@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from duly.core.contract import ShardList, StatsView, WebhookList, WorkerList
+from duly.core.contract import EventView, ShardList, StatsView, WebhookList, WorkerList
 from duly.core.errors import Malformed
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, EventStream, json_reply
@@ -60,9 +61,15 @@ async def stream_events(call: Call) -> Answer:
     return EventStream(_frames(call, after))
 
 
-async def _frames(call: Call, after: str | None) -> AsyncIterator[bytes]:
-    async for event in call.context.servicer.events(after, namespace=call.namespace):
-        yield frame(event.type, msgspec.json.encode(event).decode(), event.id)
+async def _frames(call: Call, after: str | None) -> AsyncGenerator[bytes, None]:
+    pieces = call.context.servicer.encoded_events(after, _frame, namespace=call.namespace)
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            yield piece
+
+
+def _frame(event: EventView) -> bytes:
+    return frame(event.type, msgspec.json.encode(event).decode(), event.id)
 
 
 async def list_webhooks(call: Call) -> Answer:

@@ -26,6 +26,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     patience: int = 30 * SECOND  # for a request to arrive; longer ones must keep up 16 KiB a second
     longest_wait: int = MINUTE  # of `Prefer: wait=…`
     heartbeat: int = 15 * SECOND  # of silent event streams
+    max_streams: int = 500  # event streams at once: events, pages, logs
     sqlite: str | None = None  # the version in use, for /version
 
 
@@ -39,3 +40,4 @@ class Context:
     telemetry: Telemetry
     settings: HttpSettings
     stop: asyncio.Event
+    streams: int = 0  # open now

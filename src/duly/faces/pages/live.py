@@ -3,8 +3,9 @@
     event log ─▶ touched? ─▶ the page's own handler ─▶ parts that differ ─▶ <hx-partial> ─▶ morphed in place
 
 However much happens, a page is looked at again at most every 250 ms, and all watched pages together spend about a tenth
-of the time being made: the more there are, the longer each one rests, five seconds at most. Every few seconds
-(`Page.every`) it is looked at anyway: other servicers and the clock change things, too.
+of the time being made: the more there are, the longer each one rests, five seconds at most. They are made one after the
+other, with a breath between two, so that hundreds of them take a third of the time at most and wait for their turn.
+Every few seconds (`Page.every`) it is looked at anyway: other servicers and the clock change things, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from duly.faces.pages.table import Handler, PageTable
 from duly.faces.pages.visit import Visit, read_pairs
 
 APART: Final = 250 * MILLISECOND
+BREATH: Final = 2  # after one page was made, before the next: so many times what making it took
 SHARE: Final = 9  # all pages together rest for so many times what making them took
 LONGEST_APART: Final = 5 * SECOND
 UNANNOUNCED: Final = frozenset({"log"})  # grows without an event: the page may show less than the first look
@@ -72,27 +74,23 @@ async def _updates(
     shown: dict[str, bytes] = {}
     number = log.number
     while not log.closed:
-        began = servicer.monotonic()
-        own = Call(scope, call.gone, call.send, context=call.context, principal=None, namespace=None, query=Query())  # type: ignore[arg-type]  # gone reads nothing
-        try:
-            now = table.visit(own, pairs)  # each time anew: a token that was revoked ends the stream
-            page = await handler(now)
-        except DulyError as error:
-            yield b"event: gone\ndata: " + error.code.encode() + b"\n\n"
-            return
+        async with table.turn:
+            began = servicer.monotonic()
+            own = Call(scope, call.gone, call.send, context=call.context, principal=None, namespace=None, query=Query())  # type: ignore[arg-type]
+            try:
+                now = table.visit(own, pairs)  # each time anew: a token that was revoked ends the stream
+                page = await handler(now)
+                pieces = _changed(table, now, page, shown, known) if isinstance(page, Page) else []
+            except DulyError as error:
+                yield b"event: gone\ndata: " + error.code.encode() + b"\n\n"
+                return
+            took = servicer.monotonic() - began
+            await servicer.pause(BREATH * took)
         if not isinstance(page, Page):
             return
-        pieces = []
-        for name in page.parts:
-            html = table.site.part(now, page, name)
-            digest = hashlib.blake2b(_AGO.sub(r"\1", html).encode(), digest_size=16).digest()
-            if shown.get(name) != digest and (not known or name in UNANNOUNCED):
-                pieces.append(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">{html}</hx-partial>')
-            shown[name] = digest
         known = False
         if pieces:
             yield b"".join(b"data: " + line + b"\n" for line in "".join(pieces).encode().splitlines()) + b"\n"
-        took = servicer.monotonic() - began
         rest = min(max(APART, SHARE * took * table.watchers), LONGEST_APART)
         await servicer.pause(rest)
         try:
@@ -100,3 +98,15 @@ async def _updates(
                 number = await log.touched(number, now.namespace, page.jobs)
         except TimeoutError:
             number = log.number
+
+
+def _changed(table: PageTable, visit: Visit, page: Page, shown: dict[str, bytes], known: bool) -> list[str]:
+    """The parts that are not as they were `shown`, which is brought up to date; of a page that is `known`, few."""
+    pieces = []
+    for name in page.parts:
+        html = table.site.part(visit, page, name)
+        digest = hashlib.blake2b(_AGO.sub(r"\1", html).encode(), digest_size=16).digest()
+        if shown.get(name) != digest and (not known or name in UNANNOUNCED):
+            pieces.append(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">{html}</hx-partial>')
+        shown[name] = digest
+    return pieces

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
@@ -44,6 +45,7 @@ class PageTable(BaseRoute):
     def __init__(self, site: Site, routes: Sequence[Route]) -> None:
         self.site = site
         self.watchers = 0  # streams that keep pages up to date
+        self.turn = asyncio.Lock()  # of the one whose page is being made
         self._places: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_path: dict[str, dict[str, Route]] = {}
         for route in routes:
