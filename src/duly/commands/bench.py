@@ -17,7 +17,9 @@ def bench(
     json: Annotated[bool, Parameter(negative=(), help="Print JSON on stdout and nothing else.")] = False,
 ) -> int:
     """Measure lateness and throughput on this machine."""
+    from functools import partial
+
     from duly.bench import main
     from duly.commands.progress import working
 
-    return main(quick=quick, only=only, json=json, cluster=cluster, watch=working)
+    return main(quick=quick, only=only, json=json, cluster=cluster, watch=partial(working, quiet=json))

@@ -64,7 +64,7 @@ def create(
         task = _command(words, program=program, inputs=input, env=env, stdin=stdin)
     with connection.client() as client:
         files = [Path(file) for file in ([task["code"]] if "code" in task else []) + [*task.get("inputs", {}).values()]]
-        with uploading(files) as source:
+        with uploading(files, quiet=connection.json) as source:
             if "code" in task:
                 task["code"] = source(Path(task["code"]))
             if "inputs" in task:

@@ -49,12 +49,12 @@ def import_crontab(
     if dry_run:
         items = [_document(entry, next_run_at=_next(entry)) for entry in crontab.entries]
     else:
-        with connection.client() as client, counting("importing", len(crontab.entries)) as made:
+        with connection.client() as client, counting("importing", len(crontab.entries), quiet=connection.json) as made:
             for entry in crontab.entries:
-                made(1)
                 job = entry.job(labels)
                 view = client.create(key=entry.key, task=job.pop("task"), schedule=job.pop("schedule"), **job)
                 items.append(_document(entry, next_run_at=view.next_run_at, id=view.id, state=view.state))
+                made(1)
                 if view.state == "deleted":
                     crontab.notes.append(Remark(entry.line, "its job was made by an import before and deleted since"))
     if connection.json:

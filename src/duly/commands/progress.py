@@ -1,4 +1,7 @@
-"""Progress on stderr, for people: a bar for what takes a while, on a terminal that can draw one; nothing elsewhere."""
+"""Progress on stderr, for people: a bar for what takes a while, on a terminal that can draw one; nothing elsewhere.
+
+`quiet`: a program reads the answer (--json), so nobody looks.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ def _unseen(_: int) -> None:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Advance]:
+def counting(what: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
     """A bar of `total` things; call what is given with how many more are done."""
-    if total < MANY or not _drawable():
+    if total < MANY or quiet or not _drawable():
         yield _unseen
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,17 +38,29 @@ def counting(what: str, total: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
+def downloading(size: int, *, quiet: bool = False) -> Iterator[Advance]:
+    """A bar of `size` bytes; call what is given with how many more have come."""
+    if size < LARGE or quiet or not _drawable():
+        yield _unseen
+        return
+    from rich.progress import Progress
+
+    with Progress(*_byte_columns(), console=_console(), transient=True) as progress:
+        task = progress.add_task("downloading", total=size)
+        yield lambda more: progress.advance(task, more)
+
+
+@contextmanager
+def uploading(paths: list[Path], *, quiet: bool = False) -> Iterator[Callable[[Path], Any]]:
     """A bar of the bytes of these files; gives what to upload instead of a path, so that the bar sees it read."""
     size = sum(path.stat().st_size for path in paths if path.is_file())
-    if size < LARGE or not _drawable():
+    if size < LARGE or quiet or not _drawable():
         yield str
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress
 
     files: list[_SeenFile] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=_console(), transient=True) as progress:
+    with Progress(*_byte_columns(), console=_console(), transient=True) as progress:
         task = progress.add_task("uploading", total=size)
 
         def seen() -> None:
@@ -64,9 +79,9 @@ def uploading(paths: list[Path]) -> Iterator[Callable[[Path], Any]]:
 
 
 @contextmanager
-def working(what: str) -> Iterator[Callable[[str], None]]:
+def working(what: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """For work of an unknown length: the time that went by, and what was done last."""
-    if not _drawable():
+    if quiet or not _drawable():
         yield lambda text: None
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -100,6 +115,12 @@ class _SeenFile(io.FileIO):
 def _drawable() -> bool:
     """Whether stderr is a terminal that can take back what it has shown; one that cannot would keep an empty line."""
     return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _byte_columns() -> tuple[Any, ...]:
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+
+    return TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
 
 
 def _console() -> Any:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from duly.commands.connection import Connection, find_job, find_run, usage
 from duly.commands.exits import run_exit
 from duly.commands.follow import followed
+from duly.commands.progress import Advance, downloading
 from duly.commands.terminal import fields, milliseconds, note, put, put_json, put_log, short_time, table
 from duly.core.contract import RunStateName, RunView
 from duly.core.errors import Conflict, InvalidInput
@@ -174,7 +175,10 @@ def output(
         if missing:
             raise InvalidInput(f"the run left no file {missing[0]!r}; it left: {', '.join(found) or 'none'}")
         wanted = [found[path] for path in paths or sorted(found)]
-        saved = {} if to is None else {file.path: str(_fetch(client, run_id, file.path, to)) for file in wanted}
+        saved: dict[str, str] = {}
+        if to is not None:
+            with downloading(sum(file.size for file in wanted), quiet=connection.json) as came:
+                saved = {file.path: str(_fetch(client, run_id, file.path, to, came)) for file in wanted}
     if connection.json:
         items = [
             {"path": file.path, "size": file.size, "digest": file.digest}
@@ -202,7 +206,7 @@ def explain(run: Run, *, connection: Connection = _HERE) -> None:
         put(f"- {fact}")
 
 
-def _fetch(client: Client, run_id: str, path: str, directory: Path) -> Path:
+def _fetch(client: Client, run_id: str, path: str, directory: Path, came: Advance) -> Path:
     root = directory.resolve()
     target = (root / path).resolve()
     if not target.is_relative_to(root):  # the server checks paths; a client does not rely on it
@@ -210,7 +214,7 @@ def _fetch(client: Client, run_id: str, path: str, directory: Path) -> Path:
     if target.is_dir():
         raise Conflict(f"{target} is a directory; fetch into another one")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return client.save_output(run_id, path, target)
+    return client.save_output(run_id, path, target, progress=came)
 
 
 def _put_runs(views: list[RunView], connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -95,6 +95,11 @@ class RunCalls:
         """As `output`, piece by piece."""
         return self.transport.open_output(run_id, path)
 
-    async def save_output(self, run_id: str, path: str, to: str | Path) -> Path:
-        """Write one file that the run left to `to`, piece by piece; replaces what is there only once it is whole."""
-        return await saved(self.transport.open_output(run_id, path), Path(to))
+    async def save_output(
+        self, run_id: str, path: str, to: str | Path, *, progress: Callable[[int], object] | None = None
+    ) -> Path:
+        """Write one file that the run left to `to`, piece by piece; replaces what is there only once it is whole.
+
+        `progress` is called, on any thread, with the number of bytes of each piece that was written.
+        """
+        return await saved(self.transport.open_output(run_id, path), Path(to), progress)

@@ -67,14 +67,19 @@ async def _read(open_file: Callable[[], IO[bytes]], pointer: str, *, close: bool
         raise InvalidInput.at(pointer, f"cannot be read: {error.strerror or error}") from error
 
 
-async def saved(pieces: AsyncIterator[bytes], to: Path) -> Path:
-    """Writes the pieces to a file beside `to`, which then takes its place; nothing is left of a broken download."""
+async def saved(pieces: AsyncIterator[bytes], to: Path, progress: Callable[[int], object] | None = None) -> Path:
+    """Writes the pieces to a file beside `to`, which then takes its place; nothing is left of a broken download.
+
+    `progress` is told the size of each.
+    """
     partial = to.with_name(f".{to.name}.{os.getpid()}.part")
     try:
         file = await asyncio.to_thread(open, partial, "wb")
         with file:
             async for piece in pieces:
                 await asyncio.to_thread(file.write, piece)
+                if progress is not None:
+                    progress(len(piece))
         await asyncio.to_thread(partial.replace, to)
     except BaseException:
         await asyncio.to_thread(partial.unlink, missing_ok=True)

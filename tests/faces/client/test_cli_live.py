@@ -166,8 +166,37 @@ def test_progress_is_for_terminals(environment: dict[str, str], tmp_path: Path, 
         assert create.end() == 0
     assert b"uploading" in create.shown
     assert b"3.0" in create.shown
+    with on_terminal([*words, "--json"], environment, stdout_too=False) as create:
+        assert create.end() == 0
+    assert create.shown == b"", "a program reads along"
     piped = subprocess.run([*DULY, *words], capture_output=True, env=environment, check=True, timeout=30)
     assert (piped.stderr, piped.stdout.count(b"\n")) == (b"", 1)
     for job in client.jobs(name="large").items:
         assert job.task.code is not None  # type: ignore[union-attr]  # a function task
         client.delete(job.id)
+
+
+def test_downloads_and_imports_have_bars_too(environment: dict[str, str], tmp_path: Path, client: Client) -> None:
+    """Outputs that are fetched, the entries of a crontab; nothing with --json."""
+    job = client.create(task={"kind": "command", "argv": ["sh", "-c", "head -c 3000000 /dev/zero > output/zeros"]},
+                        schedule="now", name="zeros")  # fmt: skip
+    client.wait(client.runs(job_id=job.id).items[0].id, 20)
+    fetch = ["run", "output", job.id, "-o", str(tmp_path / "fetched")]
+    with on_terminal(fetch, environment, stdout_too=False) as output:
+        assert output.end() == 0
+    assert b"downloading" in output.shown
+    assert b"3.0/3.0 MB" in output.shown
+    assert (tmp_path / "fetched" / "zeros").stat().st_size == 3_000_000
+    with on_terminal([*fetch, "--json"], environment, stdout_too=False) as output:
+        assert (output.end(), output.shown) == (0, b"")
+    crontab = tmp_path / "crontab"
+    crontab.write_text("".join(f"{n} 3 * * * true {n}\n" for n in range(60)))
+    words = ["crontab", "import", str(crontab), "--label", "imported=yes"]
+    with on_terminal(words, environment, stdout_too=False) as imported:
+        assert imported.end() == 0
+    assert b"importing" in imported.shown
+    assert b"60/60" in imported.shown
+    with on_terminal([*words, "--json"], environment, stdout_too=False) as imported:
+        assert (imported.end(), imported.shown) == (0, b"")
+    for made in client.jobs(label="imported:yes", limit=100).items:
+        client.delete(made.id)
