@@ -120,13 +120,18 @@ def _carry_out_one(t: Transition, tx: Transaction, now: int) -> bool:
     return True
 
 
+def _distinct(transitions: Sequence[Transition]) -> bool:
+    """True if no two are of one run. Told by their jobs alone, as long as those differ."""
+    count = len(transitions)
+    if len({t.run.job_id for t in transitions}) == count:
+        return True
+    return len({(t.run.job_id, t.run.scheduled_at) for t in transitions}) == count
+
+
 def application(transitions: Sequence[Transition], now: int, fence: int | None) -> Callable[[Transaction], list[int]]:
     """The call that carries out transitions; returns the indexes of the losers."""
     # Of two transitions of one run, the second is judged by what the first left: those go in order.
-    in_order = len(transitions) == 1 or len({(t.run.job_id, t.run.scheduled_at) for t in transitions}) < len(
-        transitions
-    )
-    batch = None if in_order else _Batch(transitions, now)
+    batch = _Batch(transitions, now) if len(transitions) > 1 and _distinct(transitions) else None
 
     def work(tx: Transaction) -> list[int]:
         if fence is not None:

@@ -13,8 +13,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Final
 
 INTERVAL: Final = 0.001  # seconds of CPU between samples
@@ -89,7 +90,7 @@ def profiled(child_pids: Iterable[int]) -> Iterator[Profile]:
         now = time.thread_time()
         stack: list[str] = []
         while frame is not None and len(stack) < DEPTH:
-            stack.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
+            stack.append(_place(frame.f_code))
             frame = frame.f_back
         profile.stacks[tuple(stack)] += now - last
         last = now
@@ -106,6 +107,11 @@ def profiled(child_pids: Iterable[int]) -> Iterator[Profile]:
         profile.children = sum(_process_cpu(pid) for pid in pids) - children
         for name, seconds in _thread_cpu().items():
             profile.threads[name] = seconds - before.get(name, 0.0)
+
+
+@cache
+def _place(code: CodeType) -> str:
+    return f"{Path(code.co_filename).name}:{code.co_name}"
 
 
 def _thread_cpu() -> dict[str, float]:

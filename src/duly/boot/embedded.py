@@ -20,6 +20,7 @@ from duly.adapters.obstore_blobs import ObstoreBlobs
 from duly.adapters.sharded_store import ShardedStore
 from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
+from duly.boot.collector import look_less_often
 from duly.boot.webhooks import make_webhooks, watch_overdue
 from duly.core.errors import InvalidInput
 from duly.core.model import WorkerId
@@ -136,6 +137,7 @@ def assemble(
         blobs = ObstoreBlobs(file.with_name(f"{file.name}-blobs"), clock=clock)
         scratch = Path(tempfile.gettempdir())
     scheduling = SchedulerSettings(lead=settings.lead, window=settings.look_ahead, worker_ttl=settings.lease)
+    look_less_often()
     return connect(settings, registry, clock, store, blobs, scheduling, worker_settings(settings, scratch))
 
 

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from duly.boot.collector import look_less_often
 from duly.core.errors import Unavailable
 from duly.core.instants import MILLISECOND
 from duly.ports import Clock
@@ -146,5 +147,6 @@ def run(role: Coroutine[Any, Any, None]) -> None:
     """Run a role on an event loop of its own."""
     import uvloop
 
+    look_less_often()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(role)

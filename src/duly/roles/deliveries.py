@@ -11,12 +11,12 @@ late that it may count as overdue already is not begun (`Shard.is_late`).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
 
-from duly.core.agenda import Agenda
+from duly.core.agenda import Agenda, Placement
 from duly.core.instants import SECOND
 from duly.core.messages import Beat
 from duly.core.model import Run, RunKey, WorkerId
@@ -35,11 +35,36 @@ class _Told(msgspec.Struct):
     missing_since: dict[Attempt, int]
 
 
+class Committing:
+    """Attempts whose dispatch is under way to the store. Hardly ever asked for: a batch is looked into only then."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, Sequence[Placement]] = {}
+        self._attempts: dict[int, frozenset[Attempt]] = {}
+
+    def begin(self, batch: Sequence[Placement]) -> None:
+        """These are being committed, until `end` is called with the same sequence."""
+        self._batches[id(batch)] = batch
+
+    def end(self, batch: Sequence[Placement]) -> None:
+        """They were committed, or not: the store knows."""
+        del self._batches[id(batch)]
+        self._attempts.pop(id(batch), None)
+
+    def __contains__(self, attempt: object) -> bool:
+        for number, batch in self._batches.items():
+            if number not in self._attempts:
+                self._attempts[number] = frozenset((each.run.key, each.run.attempt + 1) for each in batch)
+            if attempt in self._attempts[number]:
+                return True
+        return False
+
+
 class Deliveries:
     """One shard's. `committing` are attempts that count as out and may not be yet: they are left alone."""
 
     def __init__(self, *, shard: str, store: Store, clock: Clock, agenda: Agenda, worker_ttl: int) -> None:
-        self.committing: set[Attempt] = set()
+        self.committing = Committing()
         self._shard = shard
         self._store = store
         self._clock = clock

@@ -108,11 +108,13 @@ class EventLog:
 
     def heard_runs(self, kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:
         """As `runs`, written by another servicer."""
+        number, entries = self._number, self._entries
         for run, job in pairs:
-            self._number += 1
-            self._entries.append(_Entry(self._number, kind, at, job.namespace, run))
-            if run.state.terminal:
-                self.wake((run.key,))
+            number += 1
+            entries.append(_Entry(number, kind, at, job.namespace, run))
+        self._number = number
+        if self._waiters or self.progress:
+            self.wake(run.key for run, _ in pairs if run.state.terminal)
         self._tell()
 
     def from_schedulers(self, kind: str, pairs: Sequence[tuple[Run, Job]], at: int) -> None:

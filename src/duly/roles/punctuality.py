@@ -123,19 +123,23 @@ class Punctuality:
         self.hours: OrderedDict[tuple[str, int, str, str], Tally] = OrderedDict()
         self.jobs: OrderedDict[str, Track] = OrderedDict()
         self.shards: OrderedDict[tuple[str, str], Track] = OrderedDict()
-        self._known: OrderedDict[RunKey, None] = OrderedDict()
+        self._known: dict[RunKey, None] = {}
+        self._known_before: dict[RunKey, None] = {}
 
     def ended(self, pairs: Sequence[tuple[Run, Job]], shard: str) -> None:
         """Runs of one shard that a report ended."""
-        known = self._known
+        self._know([(run.job_id, run.scheduled_at) for run, _ in pairs])
         if len(pairs) <= LOOKED_AT:
             for run, job in pairs:
-                known[run.key] = None
                 self._count(run, job, shard, 1)
         else:
             self._sample(pairs, shard)
-        while len(known) > KNOWN:
-            known.popitem(last=False)
+
+    def _know(self, keys: Iterable[RunKey]) -> None:
+        """Remember them at least until `KNOWN` others have come."""
+        if len(self._known) >= KNOWN:
+            self._known_before, self._known = self._known, {}
+        self._known.update(dict.fromkeys(keys))
 
     def _sample(self, pairs: Sequence[tuple[Run, Job]], shard: str) -> None:
         succeeded = RunState.SUCCEEDED
@@ -143,7 +147,6 @@ class Punctuality:
         odd: list[tuple[Run, Job]] = []
         for pair in pairs:
             run = pair[0]
-            self._known[run.key] = None
             (odd if run.late or run.state is not succeeded else plain).append(pair)
         for group in (plain, odd):
             step = max(1, len(group) // LOOKED_AT)
@@ -153,9 +156,9 @@ class Punctuality:
     def learn(self, pairs: Iterable[tuple[Run, Job]], shard_of: dict[str, str]) -> None:
         """Runs that were read from the store; those that were counted before are left out."""
         for run, job in pairs:
-            if run.key not in self._known:
+            if run.key not in self._known and run.key not in self._known_before:
                 if run.finished_at is not None and run.finished_at >= self.since:
-                    self._known[run.key] = None
+                    self._know([run.key])
                 self._count(run, job, shard_of[job.id], 1)
 
     def _count(self, run: Run, job: Job, shard: str, weight: int) -> None:

@@ -7,7 +7,7 @@ since nobody tells it of their ends. Nothing is read while every seat is heard, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 from duly.core.agenda import Agenda
@@ -33,7 +33,7 @@ class QuietFleet:
         self._seated: set[WorkerId] = set()
         self._next_look = 0
 
-    async def look(self, now: int, heard: Mapping[WorkerId, int], committing: Collection[tuple[RunKey, int]]) -> None:
+    async def look(self, now: int, heard: Mapping[WorkerId, int], committing: Container[tuple[RunKey, int]]) -> None:
         """Seat those that live and are silent, unseat those that were seated so and live no longer.
 
         `heard` says when workers were last heard, by the monotonic clock. What is in `committing` may not be out yet.

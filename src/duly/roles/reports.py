@@ -27,6 +27,8 @@ from duly.roles.events import EventLog
 from duly.telemetry import Telemetry
 
 AT_ONCE: Final = 4  # reports of a shard decided and committed side by side
+_WAITING: Final = RunState.WAITING
+_SUCCEEDED: Final = RunState.SUCCEEDED
 ROUNDS: Final = 4  # a transition that lost to another is decided anew this often
 
 
@@ -138,9 +140,9 @@ class ReportDesk:
         run, job = entry.run, entry.job
         if entry.first.lateness is None and run.lateness is not None:
             started.append((run, job))
-        if run.state.terminal:
+        if run.state >= _SUCCEEDED:
             ended.append((run, job))
-        elif run.state == RunState.WAITING:
+        elif run.state == _WAITING:
             opened.append((run, job))
         if entry.transition is not None:
             opened.extend((following, job) for following in entry.transition.opened)

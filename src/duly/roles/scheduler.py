@@ -313,8 +313,7 @@ class Scheduler(Loop):
                 continue
             transitions.append(outcome)
             given.append(placement)
-        committing = [(placement.run.key, placement.run.attempt + 1) for placement in given]
-        self._deliveries.committing.update(committing)
+        self._deliveries.committing.begin(given)
         try:
             losers = set(await self._leadership.apply(transitions))
         except OutcomeUnknown:
@@ -325,7 +324,7 @@ class Scheduler(Loop):
                 self._agenda.ended(placement.run.key, placement.run.attempt + 1)
             raise
         finally:
-            self._deliveries.committing.difference_update(committing)
+            self._deliveries.committing.end(given)
         batches: dict[WorkerId, list[Assignment]] = {}
         opened: list[tuple[Run, Job]] = []
         ended: list[tuple[Run, Job]] = []
