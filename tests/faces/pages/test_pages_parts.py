@@ -6,6 +6,7 @@ import hashlib
 from importlib import resources
 from pathlib import Path
 
+import jinja2
 import msgspec
 import pytest
 
@@ -16,12 +17,13 @@ from duly.core.instants import parse_instant
 from duly.core.overview import fingerprint_text
 from duly.core.schedule.changes import change_days
 from duly.faces.pages.ansi import ansi_html
+from duly.faces.pages.compiled import Compilation, CompiledTemplates
 from duly.faces.pages.filters import bulk_filter, job_query, parse_filter
 from duly.faces.pages.job_fields import from_form, merge_patch, to_fields
 from duly.faces.pages.same import as_cli, as_curl
 from duly.faces.pages.static import NAMES, StaticFiles
 from duly.faces.pages.visit import Form
-from duly.faces.pages.words import clock, duration, size, text
+from duly.faces.pages.words import FILTERS, clock, duration, size, text
 
 VENDORED = (
     Path(str(resources.files("duly.faces.pages") / "static" / "vendor")),
@@ -173,3 +175,23 @@ def test_words_for_people() -> None:
     assert [size(each) for each in (0, 999, 1000, 123_456, 5 << 30)] == ["0 B", "999 B", "1.0 KB", "123 KB", "5.4 GB"]
     assert "14:00:00" in clock("2026-11-24T14:00:00.000000Z", now="2026-11-24T15:00:00.000000Z")
     assert text("a\u202e<b>\x07") == "a\\u202e&lt;b&gt;\\u0007"
+
+
+async def test_templates_are_compiled_once_for_every_app_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the loop, after the first page; the next app finds the code and compiles nothing."""
+
+    def environment() -> jinja2.Environment:
+        made = jinja2.Environment(
+            loader=jinja2.PackageLoader("duly.faces.pages"), bytecode_cache=CompiledTemplates(), autoescape=True
+        )
+        made.filters.update(FILTERS)
+        return made
+
+    compilation = Compilation(environment())
+    compilation.begin()
+    assert compilation.under_way is not None
+    await compilation.under_way
+    second = environment()
+    monkeypatch.setattr(second, "compile", None)
+    for name in second.list_templates(extensions=["html"]):
+        assert second.get_template(name).name == name

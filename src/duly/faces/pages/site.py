@@ -18,6 +18,7 @@ from duly.faces.http.answers import Answer, Reply, json_reply
 from duly.faces.http.problems import Headers
 from duly.faces.http.settings import Context
 from duly.faces.pages import words
+from duly.faces.pages.compiled import Compilation, CompiledTemplates
 from duly.faces.pages.sessions import LIFE, Session, Sessions
 from duly.faces.pages.static import StaticFiles
 from duly.faces.pages.visit import Visit
@@ -97,11 +98,13 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
+            bytecode_cache=CompiledTemplates(),
         )
         self.templates.filters.update(words.FILTERS)
         self.templates.globals.update(words.GLOBALS, static=self.files.url, menu=MENU, version=__version__)
         # Macros by this name, because a block that is rendered alone does not see what its template imported.
         self.templates.globals["pieces"] = self.templates.get_template("pieces.html").module
+        self.compilation = Compilation(self.templates)
 
     # -- answers --------------------------------------------------------------------------------------------
 
@@ -110,6 +113,7 @@ class Site:
         if wants_json(visit):
             return json_reply(page.data, status=page.status, headers=self._headers(visit, page.cookies))
         body = self.templates.get_template(page.template).render(self.frame(visit, page)).encode()
+        self.compilation.begin()
         headers = [(b"content-type", b"text/html; charset=utf-8"), *self._headers(visit, page.cookies)]
         return Reply(body, status=page.status, headers=headers, compressible=True)
 
