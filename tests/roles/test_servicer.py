@@ -18,7 +18,7 @@ from duly.core.errors import (
 )
 from duly.core.instants import HOUR, MINUTE, SECOND
 from duly.core.model import Failure
-from duly.ports import JobQuery
+from duly.ports import JobQuery, Pruned
 from duly.roles.keeper import Keeper
 from roles.stage import Stage
 
@@ -211,3 +211,23 @@ async def test_retention_keeps_what_the_job_says(stage: Stage) -> None:
     assert words.count("succeeded") <= 3
     assert await stage.node.blobs.size(used) == len(b"somebody")
     assert await stage.node.blobs.size(orphan) is None
+
+
+async def test_retention_that_is_behind_takes_larger_steps(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that outlasts the time to the next doubles the steps, up to a bound; one in time halves them again."""
+    prune, asked = stage.store.prune, list[int]()
+    lasts = 2 * MINUTE
+
+    async def slow(limit: int) -> Pruned:
+        asked.append(limit)
+        await stage.advance(lasts)
+        return await prune(limit)
+
+    monkeypatch.setattr(stage.store, "prune", slow)
+    keeper = Keeper(store=stage.store, blobs=stage.node.blobs, clock=stage.clock, interval=MINUTE)
+    for _ in range(6):
+        await keeper.tidy()
+    lasts = SECOND
+    for _ in range(5):
+        await keeper.tidy()
+    assert asked == [1_000, 2_000, 4_000, 8_000, 8_000, 8_000, 8_000, 4_000, 2_000, 1_000, 1_000]

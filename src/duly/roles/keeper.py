@@ -15,11 +15,12 @@ from duly.roles.loop import Loop
 log = logging.getLogger("duly.keeper")
 
 STEP: Final = 1_000  # runs removed in one commit, so that no write waits long behind it
+LARGEST_STEP: Final = 8_000  # while passes take longer than the time between them, so that history cannot outgrow them
 UNUSED_FOR: Final = HOUR  # an upload may be this much older than the job that will name it
 
 
 class Keeper(Loop):
-    """Retention, in small steps, every `interval` µs."""
+    """Retention, in small steps, every `interval` µs; in larger ones while it does not keep up with what ends."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Keeper(Loop):
         self._blobs = blobs
         self._clock = clock
         self._interval = interval
+        self._step = STEP
         self._swept: str | None = None
         self._steps = ClockSteps()  # of this machine's clock, which blobs are dated by
         self._dated_from = 0  # monotonic: until then a blob may look older than it is
@@ -66,13 +68,16 @@ class Keeper(Loop):
             self._dated_from = self._clock.monotonic() + unused_for
         runs = blobs = 0
         more = True
+        began = self._clock.monotonic()
         while more and self.state != "stopped":
-            pruned = await self._store.prune(STEP)
+            pruned = await self._store.prune(self._step)
             runs += pruned.runs
             more = pruned.more
             blobs += await self._delete_unused(pruned.orphans, unused_for)
             if more:
                 await self._clock.sleep(SECOND // 100)
+        behind = self._clock.monotonic() - began > self._interval
+        self._step = min(self._step * 2, LARGEST_STEP) if behind else max(self._step // 2, STEP)
         page = await self._blobs.page(self._swept, STEP, unused_for=unused_for)
         self._swept = page[-1] if len(page) == STEP else None
         blobs += await self._delete_unused(page, unused_for)
