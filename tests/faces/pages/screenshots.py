@@ -57,15 +57,19 @@ def screens(url: str) -> dict[str, str]:
         failed = client.get("/v1/runs", params={"job_id": broken, "state": "failed"}).json()["items"][0]["id"]
         for each in (slow, job("search-index"), job("stock-sync")):
             client.post(f"/v1/jobs/{each}/trigger")
+        backup = job("nightly-backup")
+        client.patch(f"/v1/jobs/{backup}", json={"timeout": "2h", "retry": {"max_attempts": 5}})
+        client.patch(f"/v1/jobs/{backup}", json={"schedule": "30 1 * * *", "labels": {"owner": "storage"}})
         return {
             "home": "/",
             "home-phone": "/",
             "jobs": "/jobs",
             "job": f"/jobs/{report}",
+            "versions": f"/jobs/{backup}/versions",
             "run": f"/runs/{done}",
             "run-failed": f"/runs/{failed}",
             "runs": "/runs",
-            "new-job": f"/jobs/new?like={job('nightly-backup')}",
+            "new-job": f"/jobs/new?like={backup}",
             "lateness": "/lateness",
             "failures": "/failures",
             "timeline": "/timeline?minutes=5",

@@ -195,6 +195,53 @@ async def test_forms_need_their_token_their_origin_and_their_host(house: House) 
         assert (await browser.get(f"/v1/jobs/{job}")).json()["state"] == "deleted"
 
 
+async def test_a_version_is_restored_by_who_may(house: House) -> None:
+    """With the form's token and the scope to change jobs, and only if the job is as the page showed it."""
+    job = await make_job(house, "kept")
+    async with house.browser() as browser:
+        await browser.patch(f"/v1/jobs/{job}", json={"priority": 9})
+        page = await browser.get(f"/jobs/{job}/versions")
+        at = f"/jobs/{job}/versions/1/restore"
+        assert f'action="{at}?at=2"' in page.text
+        assert (await browser.post(at, data={"sure": "1"})).status_code == 403
+        assert (await browser.post(f"{at}?at=1", data={"csrf": csrf_of(page.text)})).status_code == 409
+        assert (await browser.get(f"/v1/jobs/{job}")).json()["version"] == 2
+        for path in ("versions?to=9", "versions?from=9", "versions?cursor=x"):
+            assert (await browser.get(f"/jobs/{job}/{path}")).status_code in (400, 404), path
+        assert (await browser.get(f"/jobs/{job}/versions?to=x&from=-1")).status_code == 200
+        assert (await browser.get("/jobs/nothing/versions")).status_code == 404
+        gone = await browser.post(f"/jobs/{job}/versions/7/restore", data={"csrf": csrf_of(page.text)})
+        assert gone.status_code == 404
+        done = await browser.post(f"{at}?at=2", data={"csrf": csrf_of(page.text)})
+        assert done.headers["location"] == f"/jobs/{job}/versions?done=restored"
+        assert (await browser.get(f"/v1/jobs/{job}")).json()["priority"] == 5
+    for scope, space, status in (("read", "*", 403), ("operate", "elsewhere", 404), ("operate", "*", 303)):
+        token = house.token(scope, space)
+        async with house.browser() as browser:
+            await sign_in(browser, token)
+            page = await browser.get(f"/jobs/{job}/versions")
+            assert (page.status_code == 200) == (space == "*")
+            assert ("/restore" in page.text) == (status == 303)
+            form = {"csrf": csrf_of((await browser.get("/sign-in")).text)}
+            assert (await browser.post(at, data=form)).status_code == status, scope
+            if status == 303:
+                newest = (await browser.get(f"/jobs/{job}/versions?format=json")).json()["versions"]["items"][0]
+                assert newest["version"] == 3  # the same definition again is none
+
+
+async def test_the_page_of_a_large_difference_is_light(house: House) -> None:
+    """Lines that are long, and many of them: cut, and told; as JSON it is whole."""
+    job = await make_job(house, "large")
+    async with house.browser() as browser:
+        words = ["x" * 30_000, *(f'"{number}' for number in range(900))]
+        await browser.patch(f"/v1/jobs/{job}", json={"task": {"argv": words}})
+        page = await browser.get(f"/jobs/{job}/versions")
+        assert len(page.content) < 120_000
+        assert "this page as JSON</a> has it all" in page.text
+        data = (await browser.get(f"/jobs/{job}/versions?format=json")).json()
+        assert sum(line.startswith("+") for line in data["diff"]) >= 901
+
+
 async def test_files_are_not_taken_before_the_form_is_known(house: House) -> None:
     """A multipart form begins with its token; without it nothing of its files is stored."""
     async with house.browser() as browser:

@@ -26,7 +26,14 @@ def paths(visitor: Visitor) -> list[str]:
     report, broken = job_id(visitor, "order-report"), job_id(visitor, "customer-export")
     run = visitor.json(f"/runs?job_id={report}&state=succeeded&format=json")["runs"]["items"][0]["run"]["id"]
     failed = visitor.json(f"/runs?job_id={broken}&state=failed&format=json")["runs"]["items"][0]["run"]["id"]
-    return [*SCREENS, f"/jobs/{report}", f"/jobs/{report}/edit", f"/runs/{run}", f"/runs/{failed}"]
+    return [
+        *SCREENS,
+        f"/jobs/{report}",
+        f"/jobs/{report}/edit",
+        f"/jobs/{report}/versions",
+        f"/runs/{run}",
+        f"/runs/{failed}",
+    ]
 
 
 def test_every_screen_is_accessible_live_and_light(visitor: Visitor) -> None:
@@ -277,6 +284,53 @@ def test_a_job_is_made_with_files_and_changed(visitor: Visitor, tmp_path: Path) 
     job = visitor.json(f"/jobs/{job_id(visitor, 'line-count')}?format=json")["job"]
     assert (job["timeout"], job["labels"], job["version"]) == ("1m30s", {"team": "data"}, 2)
     assert job["task"]["inputs"].keys() == {"rows.csv"}
+
+
+def test_versions_are_compared_and_restored(plain: Visitor, visitor: Visitor, phone: Visitor) -> None:
+    """Without scripts as with them: what differs has signs as well as colours, and restoring asks first."""
+    made = plain.context.request.post(
+        f"{plain.url}/v1/jobs",
+        data={"task": {"kind": "command", "argv": ["true"]}, "schedule": "@yearly", "name": "versioned"},
+    ).json()
+    at = f"{plain.url}/v1/jobs/{made['id']}"
+    plain.context.request.patch(at, data={"priority": 9, "labels": {"team": "ops"}})
+    plain.context.request.post(f"{at}/pause")
+    page = plain.go(f"/jobs/{made['id']}")
+    page.get_by_role("link", name="version 2").click()
+    expect(page.locator("#difference h2")).to_have_text("From version 1 to 2")
+    expect(page.locator("#difference ins", has_text="priority")).to_have_text('+  "priority": 9,')
+    expect(page.locator("#difference del", has_text="priority")).to_have_text('-  "priority": 5,')
+    expect(page.locator("#difference")).to_contain_text("labels, priority")
+    page.get_by_role("combobox", name="From").select_option("2")
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#difference")).to_contain_text("They are alike.")
+    page.get_by_role("link", name="Difference that version 1 made").click()
+    expect(page.locator("#difference")).to_contain_text("There is no version before this one")
+    page.get_by_role("button", name="Restore version 1").click()
+    asked = page.get_by_role("dialog", name="Restore version 1")
+    asked.get_by_role("button", name="Keep it").click()
+    expect(asked).to_be_hidden()
+    page.get_by_role("button", name="Restore version 1").click()
+    stale = page.context.new_page()
+    stale.goto(page.url)
+    asked.get_by_role("button", name="Restore version 1").click()
+    expect(page.get_by_role("status")).to_have_text("Restored, as a new version.")
+    expect(page.locator("#version-4")).to_contain_text("in force")
+    expect(page.locator("#versions tbody tr")).to_have_count(3)
+    job = plain.json(f"/jobs/{made['id']}?format=json")["job"]
+    assert (job["version"], job["priority"], job["labels"], job["state"]) == (4, 5, {}, "paused")
+    data = plain.json(f"/jobs/{made['id']}/versions?from=2&to=4&format=json")
+    assert (data["from"]["version"], data["to"]["version"], data["changed"]) == (2, 4, ["labels", "priority"])
+    assert '+  "priority": 5,' in data["diff"]
+    for window in (visitor, phone):  # light and dark
+        window.go(f"/jobs/{made['id']}/versions?from=2&to=4")
+        expect(window.page.locator("#difference ins").first).to_be_visible()
+        assert window.axe() == []
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    stale.get_by_role("button", name="Restore version 1").click()
+    stale.get_by_role("dialog").get_by_role("button", name="Restore version 1").click()
+    expect(stale.locator("main")).to_contain_text("somebody else has changed this job meanwhile")
+    stale.close()
 
 
 def test_failures_are_run_again_and_muted_as_groups(visitor: Visitor) -> None:

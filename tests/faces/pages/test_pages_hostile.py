@@ -49,6 +49,8 @@ def hostile_job(visitor: Visitor, text: str) -> tuple[str, str]:
     )
     assert made.status == 201, made.text()
     identity: str = made.json()["id"]
+    other = {"labels": {text[:63]: f"{text[:200]}2"}, "task": {"stdin": None, "env": {"X": f"2{text}"}}}
+    assert visitor.context.request.patch(f"{visitor.url}/v1/jobs/{identity}", data=other).status == 200
     run = visitor.context.request.post(f"{visitor.url}/v1/jobs/{identity}/trigger", headers={"Prefer": "wait=20"})
     assert run.json()["state"] == "failed", run.text()
     return identity, run.json()["id"]
@@ -76,6 +78,7 @@ def test_what_clients_write_is_text_everywhere(visitor: Visitor) -> None:
             f"/jobs/schedule?schedule={quote(text)}",
             f"/jobs/{identity}",
             f"/jobs/{identity}/edit",
+            f"/jobs/{identity}/versions",
             f"/runs/{run}?find={quote(text[:40])}",
             f"/runs/{run}",
         ):

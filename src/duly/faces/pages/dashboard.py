@@ -8,7 +8,19 @@ from starlette.routing import BaseRoute
 
 from duly.faces.http.answers import Answer
 from duly.faces.http.settings import Context
-from duly.faces.pages import cluster, failures, forecast, home, job_form, jobs, lateness, runs, sign_in, timeline
+from duly.faces.pages import (
+    cluster,
+    failures,
+    forecast,
+    home,
+    job_form,
+    jobs,
+    lateness,
+    runs,
+    sign_in,
+    timeline,
+    versions,
+)
 from duly.faces.pages.live import live
 from duly.faces.pages.sessions import Sessions
 from duly.faces.pages.site import Page, Site
@@ -52,6 +64,8 @@ ROUTES = (
     Route("GET", "/jobs/schedule", "job_schedule", job_form.schedule_told),
     Route("GET", "/jobs/{job_id}/edit", "job_edit", job_form.edit_job),
     Route("POST", "/jobs/{job_id}/edit", "job_edit", job_form.submit_edit),
+    Route("GET", "/jobs/{job_id}/versions", "job_versions", versions.version_page),
+    Route("POST", "/jobs/{job_id}/versions/{version}/restore", "job_restore", versions.restore),
     Route("GET", "/jobs/{job_id}", "job", jobs.job_page),
     Route("POST", "/jobs/{job_id}/{action}", "job_act", jobs.act),
     Route("GET", "/runs", "runs", runs.run_list),

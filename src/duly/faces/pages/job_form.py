@@ -52,7 +52,7 @@ async def submit_new(visit: Visit) -> Page | Answer:
     if wanted is None or form.text("step") != "save":
         return page
     try:
-        job, _ = await visit.servicer.create_job(wanted, namespace=visit.one_namespace)
+        job, _ = await visit.servicer.create_job(wanted, namespace=visit.one_namespace, by=visit.principal.key_id)
     except InvalidInput as error:
         return _page(visit, _empty() | to_fields(wanted), None, wrong=error)
     raise SeeOther(visit.url(f"/jobs/{job.id}", done="created"))
@@ -70,7 +70,11 @@ async def submit_edit(visit: Visit) -> Page | Answer:
     patch = merge_patch(before, msgspec.to_builtins(wanted))
     try:
         await visit.servicer.update_job(
-            job.id, patch, namespace=visit.namespace, if_version=int(version) if version.isdigit() else job.version
+            job.id,
+            patch,
+            namespace=visit.namespace,
+            if_version=int(version) if version.isdigit() else job.version,
+            by=visit.principal.key_id,
         )
     except PreconditionFailed:
         problem = Conflict("somebody else has changed this job meanwhile; look at what would change now")

@@ -18,6 +18,7 @@ from duly.faces.pages.visit import SeeOther, Visit
 from duly.ports import RunQuery
 
 PAGE = 50
+VERSIONS = 5  # shown beside the definition
 ACTIONS = {
     "pause": Scope.OPERATE,
     "resume": Scope.OPERATE,
@@ -88,12 +89,13 @@ async def bulk(visit: Visit) -> Page | Answer:
 
 
 async def job_page(visit: Visit) -> Page:
-    """A job: its definition, its next times, its runs."""
+    """A job: its definition and the newest versions of it, its next times, its runs."""
     job_id = _id(visit)
     servicer = visit.servicer
     job = await servicer.get_job(job_id, namespace=visit.namespace)
     runs = await servicer.list_runs(RunQuery(job_id=JobId(job_id), limit=30, cursor=visit.query.get("cursor") or None))
     outcomes = await servicer.outcomes(job_id)
+    versions = await servicer.list_versions(job_id, namespace=visit.namespace, limit=VERSIONS)
     preview = None
     if job.state in ("active", "paused"):
         try:
@@ -108,7 +110,7 @@ async def job_page(visit: Visit) -> Page:
     return Page(
         "job.html",
         job.name or job.id,
-        {"job": job, "runs": runs, "preview": preview, "outcomes": outcomes},
+        {"job": job, "runs": runs, "preview": preview, "outcomes": outcomes, "versions": versions},
         {"spark": spark_paths(outcomes), "cli": as_cli(job), "curl": as_curl(job)},
         parts=("facts", "job_runs"),
         jobs=frozenset({job_id}),

@@ -50,6 +50,7 @@ MENU: Final = (
 DONE: Final = {
     "created": "The job was created.",
     "saved": "The job was saved.",
+    "restored": "Restored, as a new version.",
     "paused": "Paused: no further occurrence starts.",
     "resumed": "Resumed: it goes on from now.",
     "triggered": "A run was opened.",
