@@ -277,7 +277,8 @@ def told(stage: Stage) -> list[str]:
 
     stage.servicer.event_log.committed = committed
     for scheduler in stage.node.schedulers:
-        scheduler._committed = scheduler._recovery._committed = committed
+        for part in (scheduler, scheduler._dispatcher, scheduler._recovery):
+            part._committed = committed
     return seen
 
 

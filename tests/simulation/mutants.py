@@ -25,7 +25,7 @@ from duly.core.errors import DulyError
 from duly.core.machine import Dispatch, Transition, WorkerLost
 from duly.core.messages import Succeeded
 from duly.core.model import RunState
-from duly.roles import jobs, recovery, reports, scheduler
+from duly.roles import dispatcher, jobs, recovery, reports, scheduler
 from duly.roles.attempts import Shard
 from duly.roles.deliveries import Deliveries
 from duly.roles.jobs import JobDesk
@@ -117,7 +117,7 @@ def attempt_not_raised() -> contextlib.AbstractContextManager[object]:
             return replace(outcome, run=replace(outcome.run, attempt=run.attempt))
         return outcome
 
-    return _step_in(scheduler, step)
+    return _step_in(dispatcher, step)
 
 
 def next_run_outside_the_transaction() -> contextlib.AbstractContextManager[object]:
@@ -288,8 +288,8 @@ def pause_forgotten() -> contextlib.AbstractContextManager[object]:
 
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(JobDesk, "_reopened", reopened))
-    stack.enter_context(_step_in(scheduler, step))
-    stack.enter_context(_step_in(recovery, step))
+    for module in (scheduler, dispatcher, recovery):
+        stack.enter_context(_step_in(module, step))
     return stack
 
 

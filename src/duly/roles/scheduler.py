@@ -1,9 +1,9 @@
 """The scheduler of one shard: keeps the near future in memory, and hands runs out ahead of time.
 
 While it holds the shard's term (`leadership`), one loop does it all: refill the agenda from the store (`window`: the
-safety net, once a second), look after what did not end (`recovery`), pick what is within the lead, write the
-dispatches and next runs in one commit under the fence, and only then tell the workers. Hints and ended attempts come
-in between and wake it; nothing polls on the way to a start.
+safety net, once a second), look after what did not end (`recovery`), pick what is within the lead, and hand it out
+(`dispatcher`: the dispatches and next runs in one commit under the fence, and only then the workers are told). Hints
+and ended attempts come in between and wake it; nothing polls on the way to a start.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Final
 
 import msgspec
 
-from duly.core.agenda import Agenda, Placement
-from duly.core.errors import DulyError, Fenced, OutcomeUnknown
+from duly.core.agenda import Agenda
+from duly.core.errors import DulyError, Fenced
 from duly.core.instants import MILLISECOND, SECOND
-from duly.core.machine import CancelAsked, Dispatch, Overlapped, Refusal, Transition, step
+from duly.core.machine import CancelAsked, Overlapped, Transition, step
 from duly.core.messages import (
     MAX_ASSIGN,
     AnyMessage,
-    Assign,
-    Assignment,
     Beat,
     BeatAnswer,
     Cancel,
@@ -33,9 +31,10 @@ from duly.core.messages import (
     hints,
     inbox,
 )
-from duly.core.model import Job, Run, RunKey, RunState, Term, WorkerId
+from duly.core.model import RunKey, Term, WorkerId
 from duly.ports import Broker, Clock, Store, Subscription
 from duly.roles.deliveries import Deliveries
+from duly.roles.dispatcher import Dispatcher
 from duly.roles.events import Committed, nobody
 from duly.roles.leadership import Leadership
 from duly.roles.loop import Loop
@@ -46,7 +45,6 @@ from duly.telemetry import Telemetry
 
 log = logging.getLogger("duly.scheduler")
 
-IN_FLIGHT: Final = 4  # dispatch commits under way at once
 RETRY: Final = 100 * MILLISECOND  # after the store refused, growing by as much up to the next
 LAST_RETRY: Final = 500 * MILLISECOND
 
@@ -87,6 +85,7 @@ class Scheduler(Loop):
         self._telemetry = telemetry
         self._settings = settings or SchedulerSettings()
         self._committed = committed
+        self._wake = asyncio.Event()
         self._agenda = Agenda()
         self._window = Window(
             shard=shard,
@@ -119,15 +118,25 @@ class Scheduler(Loop):
         self._deliveries = Deliveries(
             shard=shard, store=store, clock=clock, agenda=self._agenda, worker_ttl=self._settings.worker_ttl
         )
+        self._dispatcher = Dispatcher(
+            shard=shard,
+            broker=broker,
+            clock=clock,
+            telemetry=telemetry,
+            agenda=self._agenda,
+            window=self._window,
+            deliveries=self._deliveries,
+            leadership=self._leadership,
+            committed=committed,
+            spawn=self.spawn,
+            wake=self._wake,
+        )
         self._quiet = QuietFleet(shard=shard, store=store, clock=clock, agenda=self._agenda)
         self.reluctance = 0  # by how many shards this process leads more than another one: it asks less often for more
-        self._wake = asyncio.Event()
         self._resting_until = 0
         self._handing_over: asyncio.Event | None = None  # set once it is done
         self._refusals = 0  # of the store, in a row
         self._next_recovery = 0
-        self._in_flight: set[asyncio.Task[None]] = set()
-        self._numbers: dict[WorkerId, int] = {}
         self._subscriptions: list[Subscription] = []
 
     @property
@@ -149,14 +158,14 @@ class Scheduler(Loop):
 
     async def _drain(self) -> None:
         """Hand the term over at once."""
-        await self._settle()
+        await self._dispatcher.settle()
         await self._leadership.release("shutting down")
 
     async def _down(self) -> None:
         for subscription in self._subscriptions:
             await subscription.stop()
         self._subscriptions.clear()
-        await self._settle()
+        await self._dispatcher.settle()
         await self._leadership.release("shutting down")
 
     async def hand_over(self, rest: int) -> None:
@@ -172,10 +181,6 @@ class Scheduler(Loop):
         """The term may be free: ask now."""
         if self.term is None:
             self._wake.set()
-
-    async def _settle(self) -> None:
-        if self._in_flight:
-            await asyncio.gather(*self._in_flight, return_exceptions=True)
 
     # -- the loop -------------------------------------------------------------------------------------------
 
@@ -203,7 +208,7 @@ class Scheduler(Loop):
         """Between two turns: what was being dispatched is committed first."""
         self._handing_over = None
         try:
-            await self._settle()
+            await self._dispatcher.settle()
             await self._leadership.release("handed over")
         finally:
             done.set()
@@ -215,7 +220,7 @@ class Scheduler(Loop):
 
     async def _take_over(self) -> None:
         """A term begins: what is out must be known before the first dispatch."""
-        await self._settle()  # a dispatch that commits after the reading would be out without being known
+        await self._dispatcher.settle()  # a dispatch that commits after the reading would be out without being known
         self._agenda.clear()
         self._deliveries.begin()
         await self._recovery.take_over()
@@ -243,14 +248,14 @@ class Scheduler(Loop):
             await self._deliveries.forget_silent()
             await self._quiet.look(now, self._deliveries.heard, self._deliveries.committing)
         await self._decide_overlaps(now)
-        while len(self._in_flight) < IN_FLIGHT:
+        while not self._dispatcher.full:
             placements = self._agenda.pick(now, self._settings.lead, MAX_ASSIGN)
             if not placements:
                 break
             self._window.picked(placement.run.key for placement in placements)
-            self._start_dispatch(placements, now)
-        if self._in_flight and len(self._in_flight) >= IN_FLIGHT:
-            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+            self._dispatcher.start(placements, now)
+        if self._dispatcher.full:
+            await self._dispatcher.room()
             return
         await self._clock.wait(self._wake, self._pause(now, monotonic))
 
@@ -282,88 +287,6 @@ class Scheduler(Loop):
         self._telemetry.agenda(self.shard, len(self._agenda))
         self._wake.set()
 
-    # -- dispatching ----------------------------------------------------------------------------------------
-
-    def _start_dispatch(self, placements: list[Placement], now: int) -> None:
-        task = self.spawn(self._try_dispatch(placements, now), "dispatch")
-        self._in_flight.add(task)
-        task.add_done_callback(self._dispatched)
-
-    def _dispatched(self, task: asyncio.Task[None]) -> None:
-        self._in_flight.discard(task)
-        self._wake.set()
-
-    async def _try_dispatch(self, placements: list[Placement], now: int) -> None:
-        try:
-            await self._dispatch(placements, now)
-        except Fenced:
-            self._leadership.step_down("fenced")
-        except DulyError as error:
-            log.warning("shard %s: a dispatch of %d runs: %s", self.shard, len(placements), error)
-
-    async def _dispatch(self, placements: list[Placement], now: int) -> None:
-        """Commit the dispatches, then tell the workers: what is not committed is never sent."""
-        transitions: list[Transition] = []
-        given: list[Placement] = []
-        for placement in placements:
-            event = Dispatch(placement.worker, placement.held_by)
-            outcome = step(placement.run, placement.job, event, now)
-            if isinstance(outcome, Refusal):
-                self._agenda.ended(placement.run.key, placement.run.attempt + 1)
-                continue
-            transitions.append(outcome)
-            given.append(placement)
-        self._deliveries.committing.begin(given)
-        try:
-            losers = set(await self._leadership.apply(transitions))
-        except OutcomeUnknown:
-            self._leadership.doubt()
-            raise
-        except BaseException:
-            for placement in given:  # nothing was written; the refill brings back what waits
-                self._agenda.ended(placement.run.key, placement.run.attempt + 1)
-            raise
-        finally:
-            self._deliveries.committing.end(given)
-        batches: dict[WorkerId, list[Assignment]] = {}
-        opened: list[tuple[Run, Job]] = []
-        ended: list[tuple[Run, Job]] = []
-        sent = 0
-        for index, (transition, placement) in enumerate(zip(transitions, given, strict=True)):
-            run = transition.run
-            if index in losers:
-                self._agenda.ended(run.key, placement.run.attempt + 1)
-                continue
-            opened.extend((following, placement.job) for following in transition.opened)
-            if run.state == RunState.DISPATCHED:
-                batches.setdefault(placement.worker, []).append(Assignment(run, placement.job))
-                sent += 1
-            else:
-                self._agenda.ended(run.key, placement.run.attempt + 1)
-                self._telemetry.runs_ended([run])
-                ended.append((run, placement.job))
-                ended += [(each, placement.job) for each in transition.opened if each.state.terminal]
-        self._window.add(opened, now)
-        for worker, batch in batches.items():
-            await self._assign(worker, batch, now)
-        self._telemetry.runs_dispatched(sent)
-        self._committed("run.finished", ended, now)
-
-    async def _assign(self, worker: WorkerId, batch: list[Assignment], now: int) -> None:
-        if self.term is None:
-            return
-        number = self._numbers.get(worker, 0) + 1
-        self._numbers[worker] = number
-        message = Assign(
-            shard=self.shard,
-            fence=self.term.fence,
-            number=number,
-            batch=tuple(batch),
-            now=now,
-            sent=self._clock.monotonic(),
-        )
-        await self._broker.publish(inbox(worker), message)
-
     # -- overlap --------------------------------------------------------------------------------------------
 
     async def _decide_overlaps(self, now: int) -> None:
@@ -385,7 +308,7 @@ class Scheduler(Loop):
 
     async def _cancel(self, key: RunKey, attempt: int, worker: WorkerId, now: int) -> None:
         if (key, attempt) in self._deliveries.committing:
-            await self._settle()
+            await self._dispatcher.settle()
         found = (await self._store.load([key], shard=self.shard))[0]
         if found is None or not found[0].state.active:
             self._agenda.ended(key, attempt)
