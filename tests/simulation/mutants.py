@@ -281,7 +281,8 @@ def pause_forgotten() -> contextlib.AbstractContextManager[object]:
     real = JobDesk._reopened
 
     async def reopened(self: Any, before: Any, job: Any, *rest: Any) -> Any:
-        return await real(self, before, replace(job, state="active"), *rest)
+        after, opened = await real(self, before, replace(job, state="active"), *rest)
+        return replace(after, state=job.state), opened
 
     def step(run: Any, job: Any, event: Any, now: int, dice: float = 0.0) -> Any:
         return real_step(run, replace(job, state="active") if job.state == "paused" else job, event, now, dice)
