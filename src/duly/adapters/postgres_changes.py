@@ -76,10 +76,6 @@ def _record_row(run: Run, now: int) -> tuple[object, ...]:
     return (job, scheduled, state, started, late, worker, finished, doc.decode())
 
 
-def _by_key(row: Sequence[Any]) -> Any:
-    return row[:2]
-
-
 def _by_key_after_i(row: Sequence[Any]) -> Any:
     return row[1:3]
 
