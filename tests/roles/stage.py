@@ -17,6 +17,7 @@ from duly.core.definition import decode
 from duly.core.instants import DAY, SECOND, parse_instant
 from duly.core.model import Failure, JobId, Run
 from duly.ports import Clock, RunQuery, Store
+from duly.roles.events import Committed, nobody
 from duly.roles.scheduler import Scheduler, SchedulerSettings
 from duly.roles.worker import WorkerSettings
 from duly.settings import Settings
@@ -144,7 +145,7 @@ class Stage:
         """The seconds after the start of the test at which a job's attempts began."""
         return [at / SECOND for job, _, at in self.script.starts if job == name]
 
-    def scheduler(self, owner: str) -> Scheduler:
+    def scheduler(self, owner: str, committed: Committed = nobody) -> Scheduler:
         """Another scheduler of the same shard."""
         return Scheduler(
             shard="s0",
@@ -154,4 +155,5 @@ class Stage:
             clock=self.clock,
             telemetry=self.node.telemetry,
             dice=lambda: 0.5,
+            committed=committed,
         )

@@ -57,8 +57,7 @@ async def test_misfires_are_told(stage: Stage, seen: list[EventView]) -> None:
     await tickless(stage)
     await stage.advance(16 * MINUTE)
     async with contextlib.AsyncExitStack() as stack:
-        heir = stage.scheduler("heir")
-        heir._committed = stage.servicer.event_log.from_schedulers
+        heir = stage.scheduler("heir", stage.servicer.event_log.from_schedulers)
         await heir.start()
         stack.push_async_callback(heir.stop)
         await stage.advance(20 * SECOND)
