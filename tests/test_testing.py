@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from duly import Duly, current_run
-from duly.core.errors import Conflict
+from duly.core.errors import Conflict, PreconditionFailed
 from duly.testing import manual
 
 duly = Duly("never-made.db")
@@ -61,3 +61,19 @@ def test_a_client_of_a_server_has_no_clock_to_move() -> None:
     """There is nothing of its own to replace."""
     with pytest.raises(Conflict), manual(Duly("http://127.0.0.1:9")):
         pass
+
+
+def test_versions_of_a_job_in_a_program() -> None:
+    """The same calls as of a server: listed, read, restored."""
+    with manual(duly, start="2027-01-15T08:00:00Z") as time:
+        job = duly.create(function="never:run", schedule="@yearly")
+        time.advance("1h")
+        duly.update(job.id, priority=9)
+        newest, first = duly.versions(job.id).items
+        assert (newest.version, newest.at, newest.changed) == (2, "2027-01-15T09:00:00.000000Z", ["priority"])
+        assert first == duly.get_version(job.id, 1)
+        page = duly.versions(job.id, limit=1)
+        assert (page.items, duly.versions(job.id, cursor=page.next).items) == ([newest], [first])
+        assert duly.restore(job.id, 1, if_version=2).priority == 5
+        with pytest.raises(PreconditionFailed):
+            duly.restore(job.id, 1, if_version=2)
