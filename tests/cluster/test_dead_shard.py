@@ -24,9 +24,9 @@ from duly.adapters.system_clock import SystemClock
 from duly.cluster.postgres_server import PostgresServer, free_ports
 from duly.cluster.supervision import launch
 from duly.core.contract import FunctionSpec, JobSpec
-from duly.core.definition import keyed_job_id
 from duly.core.errors import OutcomeUnknown, Unavailable
 from duly.core.instants import MILLISECOND, SECOND
+from duly.core.job_ids import keyed_job_id
 from duly.core.model import JobId
 from duly.core.ring import map_slots
 from duly.ports import JobQuery

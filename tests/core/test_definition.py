@@ -1,4 +1,4 @@
-"""From what a client wrote to a job: defaults, complaints with pointers, merge patches, ids."""
+"""From what a client wrote to a job: defaults, complaints with pointers, merge patches; and the ids of jobs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from hypothesis import strategies as st
 
 from duly.core import views
 from duly.core.contract import JobSpec
-from duly.core.definition import (
-    MAX_JOB_BYTES,
-    decode,
-    define_job,
-    is_job_id,
-    keyed_job_id,
-    merge,
-    mint_job_id,
-    patch_job,
-    path_problem,
-)
+from duly.core.definition import MAX_JOB_BYTES, decode, define_job, merge, patch_job, path_problem
 from duly.core.errors import DulyError, FieldError, InvalidInput, Malformed, TooLarge
 from duly.core.instants import HOUR, SECOND
+from duly.core.job_ids import is_job_id, keyed_job_id, mint_job_id
 from duly.core.model import Job, JobId
 
 NOW = 1_800_000_000 * SECOND

@@ -16,9 +16,10 @@ from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
 from duly.core import policy
 from duly.core.contract import CommandSpec, JobSpec
-from duly.core.definition import define_job, mint_job_id
+from duly.core.definition import define_job
 from duly.core.errors import NotFound
 from duly.core.instants import DAY, HOUR, MINUTE, SECOND, parse_instant
+from duly.core.job_ids import mint_job_id
 from duly.core.model import Failure, Job, Run, RunState, WorkerId
 from duly.roles.forecast import Forecaster
 from duly.roles.punctuality import LOOKED_AT, TRACKS, Punctuality

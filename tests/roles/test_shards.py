@@ -94,7 +94,7 @@ async def stage(shards: Shards, tmp_path: Path) -> AsyncIterator[Stage]:
 
 def key_on(stage: Stage, shard: str) -> str:
     """An idempotency key whose job lies on a shard."""
-    from duly.core.definition import keyed_job_id
+    from duly.core.job_ids import keyed_job_id
 
     return next(key for key in map(str, range(999)) if stage.store.shard_of(keyed_job_id("default", key)) == shard)
 

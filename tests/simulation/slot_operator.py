@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from duly.core.definition import keyed_job_id
+from duly.core.job_ids import keyed_job_id
 from duly.core.ring import NOBODY, SlotMap, slot
 from simulation.clients import Client
 from simulation.loop import SECOND, VirtualLoop

@@ -20,8 +20,9 @@ import msgspec
 
 from duly.bench.stages import Profile, profiled
 from duly.core.contract import CommandSpec, FunctionSpec, JobSpec
-from duly.core.definition import define_job, mint_job_id
+from duly.core.definition import define_job
 from duly.core.instants import MILLISECOND, MINUTE, SECOND, format_instant
+from duly.core.job_ids import mint_job_id
 from duly.core.model import JobId, Run, RunState, WorkerId
 from duly.ports import Clock, RunQuery, Store
 from duly.roles.servicer import Servicer

@@ -58,7 +58,7 @@ class Connection:
 
 def find_job(client: Client, text: str) -> str:
     """The id of the job that is meant: its id, or its name if only one job has it."""
-    from duly.core.definition import is_job_id
+    from duly.core.job_ids import is_job_id
 
     if is_job_id(text):
         return text

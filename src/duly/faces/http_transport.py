@@ -38,8 +38,8 @@ from duly.core.contract import (
     WebhookList,
     WorkerList,
 )
-from duly.core.definition import mint_job_id
 from duly.core.errors import OutcomeUnknown, Unavailable
+from duly.core.job_ids import mint_job_id
 from duly.faces.exchange import Exchange, Params
 from duly.faces.transport import DEFAULT_URL, BlobSource, JobFilter, LogStream, RunFilter
 

@@ -15,8 +15,9 @@ from urllib.parse import quote
 import msgspec
 
 from duly.core.contract import JobSpec, JobView
-from duly.core.definition import define_job, keyed_job_id
+from duly.core.definition import define_job
 from duly.core.errors import Conflict, IdempotencyKeyReused, NotFound
+from duly.core.job_ids import keyed_job_id
 from duly.core.model import JobId
 from duly.core.views import job_spec as spec_of_job
 from duly.faces.handles import Handle

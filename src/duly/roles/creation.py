@@ -18,7 +18,7 @@ import msgspec
 
 from duly.core import contract, policy, views
 from duly.core.contract import BatchItem, BatchView, JobSpec, JobView
-from duly.core.definition import decode, define_job, keyed_job_id, mint_job_id
+from duly.core.definition import decode, define_job
 from duly.core.errors import (
     CodeMissing,
     DulyError,
@@ -29,6 +29,7 @@ from duly.core.errors import (
     StorageFull,
     Unavailable,
 )
+from duly.core.job_ids import keyed_job_id, mint_job_id
 from duly.core.model import Job, JobId, Run
 from duly.ports import JobRow
 from duly.roles.runs import RunDesk

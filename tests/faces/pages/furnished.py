@@ -23,8 +23,9 @@ from duly.adapters.sqlite_store import SqliteStore
 from duly.adapters.system_clock import SystemClock
 from duly.core import policy
 from duly.core.contract import CommandSpec, FunctionSpec, JobSpec, TaskSpec
-from duly.core.definition import define_job, mint_job_id
+from duly.core.definition import define_job
 from duly.core.instants import DAY, HOUR, MILLISECOND, MINUTE, SECOND
+from duly.core.job_ids import mint_job_id
 from duly.core.model import Attempt, Failure, Job, Run, RunState, WorkerId
 
 APPS = Path(__file__).parent / "apps"

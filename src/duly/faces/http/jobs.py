@@ -17,8 +17,8 @@ from duly.core.contract import (
     RunningList,
     RunView,
 )
-from duly.core.definition import is_job_id
 from duly.core.errors import NotFound, PreconditionFailed
+from duly.core.job_ids import is_job_id
 from duly.core.model import RunState
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, Reply, json_reply

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from duly.core.contract import ExplainView, RunList, RunStateName, RunView
-from duly.core.definition import is_job_id
 from duly.core.errors import NotFound
 from duly.core.instants import parse_instant
+from duly.core.job_ids import is_job_id
 from duly.core.model import JobId, RunState, WorkerId
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer, EventStream, Streamed, json_reply

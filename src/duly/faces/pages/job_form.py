@@ -11,9 +11,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from duly.core.contract import JobSpec, JobView, PreviewSpec
-from duly.core.definition import convert, define_job, is_job_id
+from duly.core.definition import convert, define_job
 from duly.core.errors import Conflict, DulyError, InvalidInput, NotFound, PreconditionFailed
 from duly.core.instants import SECOND, parse_instant
+from duly.core.job_ids import is_job_id
 from duly.core.model import JobId
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer

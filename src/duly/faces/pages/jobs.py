@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from duly.core.contract import BulkSpec, PreviewSpec
-from duly.core.definition import is_job_id
 from duly.core.errors import DulyError, InvalidInput, NotFound
+from duly.core.job_ids import is_job_id
 from duly.core.model import JobId
 from duly.core.tokens import Scope
 from duly.faces.http.answers import Answer

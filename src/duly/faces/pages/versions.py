@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from duly.core.contract import JobVersionList, JobVersionView
-from duly.core.definition import is_job_id
 from duly.core.errors import Conflict, NotFound, PreconditionFailed
+from duly.core.job_ids import is_job_id
 from duly.core.tokens import Scope
 from duly.core.versions import DiffLine, changed, diff
 from duly.faces.http.answers import Answer
