@@ -60,7 +60,9 @@ _offer(
     '{"url", "servicers": [their own URLs], "ready_s"} once it is ready',
 )
 _offer(
-    _group("member", "The processes of a running `duly cluster`, to try what their loss does."),
+    _group(
+        "member", "Look at the processes of a running `duly cluster`; stop and kill them, to try what their loss does."
+    ),
     "cluster",
     list='list_members: Show what runs in the cluster of a directory. | {"url", "pid", "members": […]}',
     stop="stop: Stop one process, by name, until it is started again. | as list",
@@ -78,7 +80,7 @@ _offer(
 _offer(
     app,
     "register",
-    register="register: Make the jobs of an app's scheduled functions, or bring them up to date, as workers do. | "
+    register="register: Make the jobs of an app's scheduled functions, or bring them up to date, at a deployment. | "
     '{"items": [{"id", "function", "schedule"}]}',
 )
 
@@ -118,7 +120,7 @@ _offer(
     '{"schedule", "timezone", "kind", "description", "items": [{"at", "local", "moved_by_dst", "note"}]}',
 )
 _offer(
-    _group("crontab", "Come from cron."),
+    _group("crontab", "Make jobs of a crontab."),
     "crontab",
     **{
         "import": "import_crontab: Make jobs of the lines of a crontab; again, it makes nothing new. | "
@@ -127,14 +129,14 @@ _offer(
     },
 )
 _offer(
-    _group("token", "Tokens of the server whose directory is here."),
+    _group("token", "Make, list and revoke the tokens of the server whose directory is here."),
     "token",
     create='create_token: Make a token; it is shown once. | {"token", "id", "scope", "namespaces", "state", …}',
     list='list_tokens: List tokens, without their secrets. | {"items": [{"id", "scope", "state", …}]}',
     revoke="revoke_token: End a token; servers notice within a second. | what is kept of the token",
 )
 _offer(
-    _group("webhook", "Events of runs, sent to other systems: [[webhook]] in duly.toml."),
+    _group("webhook", "Look at the webhooks of duly.toml, which tell other systems of runs; test them, make secrets."),
     "webhook",
     list='list_webhooks: Show the webhooks of the server that answers. | {"items": [{"name", "state", "dropped", …}]}',
     test="trial: Send a test event from here to the webhooks of the settings file. | "
@@ -142,7 +144,7 @@ _offer(
     secret='secret: Make a secret to sign events with. | {"secret"}',  # noqa: S106 - the name of a command
 )
 _offer(
-    _group("config", "Settings."),
+    _group("config", "Look at the settings, and where each comes from."),
     "config",
     show="show: Show each setting and where it came from. | "
     '{"items": [{"name", "value", "origin", "description"}]}, the origin being flag, a variable, a file or default',

@@ -225,7 +225,7 @@ async def test_scratch_of_workers_that_are_gone_is_removed_and_that_of_living_on
         (left / ".lock").touch()
         async with working(tmp_path, functions_in="threads"):
             assert alive.exists()
-            assert not left.exists()
+            await bench.until(lambda: not left.exists())
             assert len(list(bench.scratch.iterdir())) == 2
 
 

@@ -70,6 +70,8 @@ def report(error: DulyError, *, as_json: bool = False) -> None:
         return
     lines = [f"duly: {error.detail}"]
     if len(error.errors) > 1 or (error.errors and error.errors[0].detail not in error.detail):
+        if error.errors[0].detail in error.detail:  # it is the first of the list
+            lines = ["duly: several fields are wrong" if len(error.errors) > 1 else lines[0]]
         lines += [f"  {field.pointer}: {field.detail}" for field in error.errors]
     elif error.errors and error.errors[0].pointer and error.errors[0].pointer not in error.detail:
         lines[0] = f"duly: {error.errors[0].pointer.lstrip('/')}: {error.detail}"

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, Literal
@@ -61,6 +62,7 @@ log = logging.getLogger("duly.worker")
 PATIENCE: Final = 100_000  # µs between two tries to be heard by a scheduler at all
 SHARPER: Final = 5  # further beats, close together, while the clock offset is known badly
 SHARP: Final = 300  # µs of uncertainty that are good enough
+TIDYING: Final = 5 * SECOND  # for removing what commands left, at the end; the rest is for the next worker here
 LOG_READERS: Final = 4  # readers of logs that are answered at the same time
 
 
@@ -114,6 +116,7 @@ class Worker(Loop):
         self._tempos: dict[Lane, Tempo] = {"process": Tempo(), "async": Tempo()}
         self._runners: dict[str, Runner] = runners or {}
         self._own_runners = runners is None
+        self._leaving = threading.Event()
         self._scratch = Scratch(self._settings.scratch or tempfile.gettempdir())
         self._logs = LogReader(clock)
         self._subscriptions: list[Subscription] = []
@@ -127,6 +130,7 @@ class Worker(Loop):
             self._functions.update(import_app(app))
         if self._own_runners:
             folder = await asyncio.to_thread(self._scratch.open)
+            self.spawn(asyncio.to_thread(self._scratch.clear_left, self._leaving.is_set), "scratch of others")
             self._make_runners(folder)
         for runner in self._runners.values():
             await runner.start()
@@ -202,6 +206,7 @@ class Worker(Loop):
                 runner_of(held).stop(held, unless_started=True)
 
     async def _down(self) -> None:
+        self._leaving.set()
         for subscription in self._subscriptions:
             await subscription.stop()
         self.attempts.close()
@@ -209,7 +214,10 @@ class Worker(Loop):
             shard.reporter.close()
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
         if self._own_runners:
-            await asyncio.to_thread(self._scratch.close)
+            out_of_time = threading.Event()
+            timer = asyncio.get_running_loop().call_later(TIDYING / SECOND, out_of_time.set)
+            await asyncio.to_thread(self._scratch.close, out_of_time.is_set)
+            timer.cancel()
 
     def _notify(self, notice: Notice) -> None:
         self.spawn(self._broker.publish(NOTICES, notice), "notice")

@@ -90,6 +90,7 @@ class CommandRunner:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._supervisors = Supervisors(RESERVE)
         self._running = 0
+        self._closing = False
         self._last_progress = 0  # µs
         self._serial = 0
 
@@ -152,7 +153,8 @@ class CommandRunner:
         return self._running
 
     async def close(self) -> None:
-        """Kill every tree, and wait until it is gone."""
+        """Kill every tree, and wait until it is gone. The folders of those stay, for whoever owns the scratch space."""
+        self._closing = True
         for command in self._commands.values():
             command.kill()
         tasks = list(self._tasks.values())
@@ -364,4 +366,4 @@ class CommandRunner:
     async def _clear(self, command: Command) -> None:
         if command.supervisor is not None:
             await command.supervisor.close()
-        await asyncio.to_thread(remove_tree, command.folder)
+        await asyncio.to_thread(remove_tree, command.folder, stopped=lambda: self._closing)

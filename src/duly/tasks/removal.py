@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
-def remove_tree(root: str | os.PathLike[str]) -> None:
-    """Delete `root` and all below it, following no link. Never raises: what cannot be deleted stays."""
+def _never() -> bool:
+    return False
+
+
+def remove_tree(root: str | os.PathLike[str], *, stopped: Callable[[], bool] = _never) -> None:
+    """Delete `root` and all below it, following no link. Never raises: what cannot be deleted stays.
+
+    So does what is left once `stopped` says True, which is asked before each folder.
+    """
     try:
         top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -21,6 +29,8 @@ def remove_tree(root: str | os.PathLike[str]) -> None:
         waiting = _emptied(top, None, 0)
         moved = 0
         while waiting:
+            if stopped():
+                return
             name = waiting.pop()
             with contextlib.suppress(OSError):
                 folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
