@@ -38,7 +38,7 @@ class Scratch:
             if not stopped():
                 _clear(left, stopped)
 
-    def close(self, stopped: Callable[[], bool]) -> None:
+    def close(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Remove the folder; what is left when `stopped` says so is cleared away by the next worker here."""
         if self._folder is not None:
             _remove(self._folder, stopped)
