@@ -164,6 +164,22 @@ async def test_what_is_out_when_its_job_is_changed_is_behind_it(stage: Stage) ->
     assert [run.scheduled_at for run in await stage.runs(job)] == [START + 20 * SECOND, START + 30 * SECOND]
 
 
+async def test_an_occurrence_cancelled_ahead_is_behind_its_job_once_it_has_come(stage: Stage) -> None:
+    """While the job was paused; then its record was pruned, and the clock set back."""
+    job = await stage.create("tick", "every 10s", keep={"runs": 0, "for": "1d"})
+    for _ in range(2):
+        await stage.servicer.cancel_run((await stage.runs(job))[-1].id)
+    behind = (await stage.runs(job))[-1].scheduled_at - 10 * SECOND
+    await stage.servicer.pause_job(job.id)
+    await stage.until(25 * SECOND)
+    await stage.servicer.resume_job(job.id)
+    await forget(stage)
+    stage.clock.skew -= 600 * SECOND
+    await stage.servicer.pause_job(job.id)
+    await stage.servicer.resume_job(job.id)
+    assert (await stage.runs(job))[0].scheduled_at > behind
+
+
 async def test_an_occurrence_cancelled_ahead_does_not_hold_up_a_new_schedule(stage: Stage) -> None:
     """Tomorrow's was cancelled and its record is there: that is no sign of a clock that was set back."""
     job = await stage.create("daily", "every 1d", keep={"runs": 0, "for": "1s"})

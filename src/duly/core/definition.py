@@ -270,6 +270,7 @@ def define_job(
         defined_in=0 if before is None else before.defined_in,
         defined_at=0 if before is None else before.defined_at,
         defined_by=by if before is None else before.defined_by,
+        ahead=0 if before is None else before.ahead,
     )
     wrong.attempt("/schedule", lambda: policy.schedule_of(job), None)
     wrong.settle()

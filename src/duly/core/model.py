@@ -164,9 +164,9 @@ class Job(Frozen, frozen=True, kw_only=True):
     `body_digest` is set with an idempotency key, to tell a repeat from a clash. `spent` and `reached` are what it has
     behind it, noted when it is changed: the instant of a one-time schedule whose run has begun or ended, and the newest
     occurrence of a recurring one that has. `since`: its present occurrences are those after this instant, so that no
-    earlier one has been but by `reached`; None from its creation. `defined_in` is the version in
-    which its definition became what it is, 0 for its only version so far; `defined_at` the instant, `defined_by` the
-    key id of the token (core/versions.py).
+    earlier one has been but by `reached`; None from its creation. `ahead`: one that was cancelled ahead of its time.
+    `defined_in` is the version in which its definition became what it is, 0 for its only version so far; `defined_at`
+    the instant, `defined_by` the key id of the token (core/versions.py).
     """
 
     id: JobId
@@ -204,6 +204,7 @@ class Job(Frozen, frozen=True, kw_only=True):
     defined_in: int = 0
     defined_at: int = 0
     defined_by: str = ""
+    ahead: int = 0
 
 
 # -- runs ---------------------------------------------------------------------------------------------------

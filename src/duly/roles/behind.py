@@ -2,6 +2,7 @@
 
     one-time    `spent`     its instant, once its run has begun or ended
     recurring   `reached`   the occurrence before the one that waits: no change opens an earlier one
+                `ahead`     one that was cancelled ahead of its time: behind the job once that has come
                 `since`     after which those that wait were opened: the one before it has not been if it is no later
 
 The first two are told by the run that an active job has waiting, so nothing has to be written when runs end
@@ -42,7 +43,7 @@ async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, fro
         # Either it ended ahead of its time, of which there is a record until then, or the clock was set back since.
         found = (await store.load([(job.id, behind)]))[0]
         if found is not None and not found[0].attempt and (found[0].finished_at or behind) < behind:
-            behind = now
+            job, behind = replace(job, ahead=behind), now
     if behind is None or behind <= since:  # none has been since they were opened
         return job, None
     return replace(job, reached=max(before.reached, behind)), None

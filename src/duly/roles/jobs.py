@@ -205,7 +205,8 @@ class JobDesk(CreationDesk):
         if schedule.kind == "delay":
             # The end of a run that has begun opens the next one.
             return job, [] if begun else await self._on_from(job, now - 1, ordinal)
-        reached = max([job.reached, *(run.scheduled_at for run in begun if run.state.active)])
+        reached = max(job.reached, job.ahead if job.ahead <= now else 0)
+        reached = max([reached, *(run.scheduled_at for run in begun if run.state.active)])
         after = max(now, reached)
         return replace(job, since=after, reached=reached), await self._on_from(job, after, ordinal)
 
