@@ -330,6 +330,18 @@ def test_a_run_that_was_only_handed_out_is_doubted_for_long() -> None:
     assert became(step(proven, job(), lost, NOW)).state == RunState.QUARANTINED
 
 
+def test_a_run_whose_whole_process_went_is_doubted_for_long() -> None:
+    """Its scheduler died with its worker: kill -9 of all is no proof against the run, ten times is too often."""
+    current = run(RunState.RUNNING)
+    for _ in range(9):
+        lost = WorkerLost(attempt=current.attempt, worker=current.worker, lease_until=NOW + SECOND, alone=False)
+        current = became(step(current, job(), lost, NOW))
+        assert (current.state, current.crashes <= 2) == (RunState.WAITING, True)
+        current = replace(became(step(current, job(), Dispatch(W1), NOW)), state=RunState.RUNNING)
+    lost = WorkerLost(attempt=current.attempt, worker=current.worker, lease_until=NOW + SECOND, alone=False)
+    assert became(step(current, job(), lost, NOW)).state == RunState.QUARANTINED
+
+
 def test_a_lost_worker_that_never_began_costs_nothing() -> None:
     """Its lease ended before the run was due: no crash is counted."""
     staged = run(RunState.DISPATCHED, due_at=NOW + SECOND)

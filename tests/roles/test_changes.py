@@ -164,6 +164,18 @@ async def test_what_is_out_when_its_job_is_changed_is_behind_it(stage: Stage) ->
     assert [run.scheduled_at for run in await stage.runs(job)] == [START + 20 * SECOND, START + 30 * SECOND]
 
 
+async def test_the_first_run_of_a_fixed_delay_does_not_run_again(stage: Stage) -> None:
+    """It is named by the schedule's own instant, the others by ends; it was pruned, and then the clock was set back."""
+    job = await stage.create("loop", "after 10s", keep={"runs": 0, "for": "1d"})
+    first = (await stage.runs(job))[0].scheduled_at
+    await stage.advance(12 * SECOND)
+    await forget(stage)
+    stage.clock.skew -= 600 * SECOND
+    await stage.servicer.pause_job(job.id)
+    await stage.servicer.resume_job(job.id)
+    assert [run.scheduled_at for run in await stage.runs(job)] == [first + 10 * SECOND]
+
+
 async def test_an_occurrence_cancelled_ahead_is_behind_its_job_once_it_has_come(stage: Stage) -> None:
     """While the job was paused; then its record was pruned, and the clock set back."""
     job = await stage.create("tick", "every 10s", keep={"runs": 0, "for": "1d"})

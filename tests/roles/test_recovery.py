@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from duly.core import machine
 from duly.core.errors import Fenced, OutcomeUnknown
 from duly.core.instants import HOUR, MILLISECOND, MINUTE, SECOND
 from duly.core.machine import Transition
 from duly.core.messages import AnyMessage, Assign
-from duly.core.model import RunState
+from duly.core.model import RunState, Worker, WorkerId
+from duly.roles import recovery
 from duly.roles.scheduler import Scheduler
 from roles.stage import Stage
 
@@ -45,6 +47,39 @@ async def test_overlap(stage: Stage, overlap: str, starts: list[int], states: di
     found = Counter(await stage.words(job))
     assert {state: found[state] for state in states} == states
     assert found["failed"] == found["lost"] == 0
+
+
+async def test_a_run_is_not_blamed_for_what_took_down_more_than_its_worker(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was not heard of since the term began went with the scheduler before this one."""
+    lost: list[bool] = []
+
+    def step(run: Any, job: Any, event: Any, now: int, dice: float = 0.0) -> Any:
+        lost.append(event.alone)
+        return machine.step(run, job, event, now, dice)
+
+    monkeypatch.setattr(recovery, "step", step)
+    for together in (False, True):
+        await stage.create(f"together {together}", "now")
+        [scheduler] = stage.node.schedulers
+        now = await stage.store.now("s0")
+        fence = (await stage.store.hold("s0", scheduler.owner, 3 * SECOND)).fence
+        row = Worker(id=WorkerId(f"gone {together}"), slots=1)
+        await stage.store.beat("s0", row, SECOND)
+        if together:
+            await tickless(stage)
+        [(run, job)] = await stage.store.due("s0", now, None, 10)
+        given = machine.step(run, job, machine.Dispatch(row.id), now)
+        assert isinstance(given, Transition)
+        assert await stage.store.apply([given], shard="s0", fence=fence) == []
+        if together:
+            await stage.advance(MILLISECOND)
+            back = stage.scheduler("back")
+            await back.start()
+        await stage.advance(8 * SECOND)
+    await back.stop()
+    assert lost == [True, False]
 
 
 async def test_a_run_that_ends_within_the_lead_does_not_overlap(stage: Stage) -> None:

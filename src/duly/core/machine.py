@@ -9,7 +9,8 @@
     –  refused with a code; the refusal changes nothing.
     ¹  or missed, when the misfire policy says so; opens the job's next run (fixed rate) in the same transition.
     ²  a failure goes back to waiting while attempts are left; a lost worker too, up to three times
-       (quarantined) and never for an at-most-once run that may have started (lost).
+       (quarantined; ten, where more than the worker went down) and never for an at-most-once run that may have started
+       (lost).
     ³  under `overlap = skip`; the other policies leave it waiting.
     ⁴  and opens the job's next run: cancelling one occurrence does not end the schedule.
 
@@ -58,12 +59,16 @@ class CancelAsked(msgspec.Struct, frozen=True):
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
-    """The lease of the attempt's worker ended at `lease_until`; or it lives and does not hold it (not `delivered`)."""
+    """The lease of the attempt's worker ended at `lease_until`; or it lives and does not hold it (not `delivered`).
+
+    `alone`: its scheduler outlived it. Else a whole process or machine went, which proves little about the run.
+    """
 
     attempt: int
     worker: WorkerId
     lease_until: int
     delivered: bool = True
+    alone: bool = True
 
 
 Event = Dispatch | Overlapped | CancelAsked | WorkerLost | WorkerEvent
@@ -428,11 +433,12 @@ def _quarantined(run: Run) -> Run:
     )
 
 
-def _crashes(run: Run) -> int:
+def _crashes(run: Run, alone: bool) -> int:
     """The count after another lost worker. Where the run is not known to have begun it is one of many that the worker
-    held, and may be innocent: by doubts alone it stays below the limit, until there are too many of them."""
+    held, and where the worker did not go alone something larger took it down: the run may be innocent. By doubts alone
+    it stays below the limit, until there are too many of them."""
     doubts = 1 + sum(attempt.state == "lost" for attempt in run.attempts)
-    if run.state == RunState.RUNNING or doubts >= DOUBTED_AFTER:
+    if (run.state == RunState.RUNNING and alone) or doubts >= DOUBTED_AFTER:
         return run.crashes + 1
     return min(run.crashes + 1, QUARANTINE_AFTER - 1)
 
@@ -458,7 +464,7 @@ def _worker_lost(run: Run, job: Job, event: WorkerLost, now: int) -> Transition:
         return _end(run, job, _lost(run, now, message), now)
     crashed = replace(
         run,
-        crashes=_crashes(run),
+        crashes=_crashes(run, event.alone),
         finished_at=now,
         error=Failure(kind="worker_lost", message=message),
     )

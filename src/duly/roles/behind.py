@@ -1,6 +1,6 @@
 """What a job has behind it, noted in the job when it is changed: history is pruned, and clocks are set back.
 
-    one-time    `spent`     its instant, once its run has begun or ended
+    one-time    `spent`     its instant, once its run has begun or ended; of a fixed delay, that of its first run
     recurring   `reached`   the occurrence before the one that waits: no change opens an earlier one
                 `ahead`     one that was cancelled ahead of its time: behind the job once that has come
                 `since`     after which those that wait were opened: the one before it has not been if it is no later
@@ -29,10 +29,8 @@ async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, fro
     if before.state != "active":
         return job, None
     schedule = policy.schedule_of(before)
-    if schedule.kind == "delay":  # named by the ends of its runs: it never comes to the same instant again
-        return job, None
     unbegun = frozenset(run.scheduled_at for run in await unbegun_runs(store, job.id))
-    if schedule.kind == "once":
+    if schedule.kind in ("once", "delay"):  # all but the first of a fixed delay are named by ends, which do not recur
         run = policy.once_run(before)  # it was opened with the job: if it does not wait, it has been
         if run is None:
             return job, None

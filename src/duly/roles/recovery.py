@@ -25,7 +25,7 @@ PAGE: Final = 4_096
 
 
 class Recovery:
-    """One shard's. Instants in µs; `unclear_until` is by the monotonic clock."""
+    """One shard's. Instants in µs; `unclear_until` is by the monotonic clock, `led_since` by the shard's."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Recovery:
         committed: Committed,
     ) -> None:
         self.unclear_until = 0  # the shard's clock went back lately, so that leases and due times do not compare
+        self.led_since = 0  # a worker that was not heard of since went with the scheduler before this one, or sooner
         self._shard = shard
         self._store = store
         self._clock = clock
@@ -53,6 +54,7 @@ class Recovery:
 
     async def take_over(self) -> None:
         """Read what is out into the agenda."""
+        self.led_since = await self._store.now(self._shard)
         after: RunKey | None = None
         while True:
             page = await self._store.active(self._shard, after, PAGE)
@@ -73,7 +75,12 @@ class Recovery:
                 lease_until = now if worker is None else worker.lease_until
                 if self._clock.monotonic() < self.unclear_until:
                     lease_until = max(lease_until, run.due_at + 1)  # it may have begun, by the clock as it was
-                event = WorkerLost(attempt=run.attempt, worker=run.worker, lease_until=lease_until)
+                event = WorkerLost(
+                    attempt=run.attempt,
+                    worker=run.worker,
+                    lease_until=lease_until,
+                    alone=worker is None or worker.beat_at >= self.led_since,
+                )
                 outcome = step(run, job, event, now, self._dice())
                 if isinstance(outcome, Transition):
                     transitions.append(outcome)

@@ -267,6 +267,7 @@ class Scheduler(Loop):
         step = self._agenda.steps.see(before, now, after)
         if step:
             log.warning("shard %s: its clock was set by %+.3f s", self.shard, step / SECOND)
+            self._recovery.led_since += step
             self._window.next_reading = after
         if step < 0:
             self._recovery.unclear_until = after + 2 * self._settings.worker_ttl
