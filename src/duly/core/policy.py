@@ -73,7 +73,9 @@ def first_run(job: Job, after: int, ordinal: int = 1) -> Run | None:
     schedule = schedule_of(job)
     at = schedule.next_after(after)
     if schedule.kind == "delay" and at in (None, job.spent):
-        at = schedule.after_completion(max(after, job.spent or 0))  # its only instant has passed, or has been: it goes on from here
+        at = schedule.after_completion(
+            max(after, job.spent or 0)
+        )  # its only instant has passed, or has been: it goes on from here
     return None if at is None else open_run(job, at, ordinal)
 
 

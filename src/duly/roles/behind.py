@@ -34,6 +34,9 @@ async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, fro
         run = policy.once_run(before)  # it was opened with the job: if it does not wait, it has been
         if run is None:
             return job, None
+        after = schedule.after_completion(min(unbegun)) if unbegun else None
+        if after is not None and run.scheduled_at not in unbegun:  # what waits was named by the end of the one before
+            job = replace(job, reached=max(before.reached, 2 * min(unbegun) - after))
         return (job if run.scheduled_at in unbegun else replace(job, spent=run.scheduled_at)), unbegun
     behind = schedule.latest_until(min(unbegun) - 1) if unbegun else None
     since = before.created_at - 1 if before.since is None else before.since
