@@ -35,6 +35,7 @@ REGRESSIONS = (
     85,  # as 2, with a change of the schedule
     1016,  # an attempt was given to a worker that had not been told of its lease, and so did not stop in time
     1071,  # a worker that came back under a new id took its Assigns for doubles of the former one's
+    20,  # a fixed delay that became `every 10s` took its last end along, and waited for it once the clock was set back
     116,  # a paused job's next run, opened by an end decided before the pause, was started
 )
 OF_THE_RING = (

@@ -72,7 +72,7 @@ def first_run(job: Job, after: int, ordinal: int = 1) -> Run | None:
         return None
     schedule = schedule_of(job)
     at = schedule.next_after(after)
-    if schedule.kind == "delay" and at in (None, job.spent):
+    if schedule.kind == "delay" and (at is None or at <= (job.spent or 0)):
         at = schedule.after_completion(
             max(after, job.spent or 0)
         )  # its only instant has passed, or has been: it goes on from here

@@ -1,6 +1,7 @@
 """What a job has behind it, noted in the job when it is changed: history is pruned, and clocks are set back.
 
-    one-time    `spent`     its instant, once its run has begun or ended; of a fixed delay, that of its first run
+    one-time    `spent`     its instant, once its run has begun or ended
+    after …     `spent`     that of its first run, or the end of the run before the one that waits
     recurring   `reached`   the occurrence before the one that waits: no change opens an earlier one
                 `ahead`     one that was cancelled ahead of its time: behind the job once that has come
                 `since`     after which those that wait were opened: the one before it has not been if it is no later
@@ -36,7 +37,7 @@ async def noted(store: Store, before: Job, job: Job, now: int) -> tuple[Job, fro
             return job, None
         after = schedule.after_completion(min(unbegun)) if unbegun else None
         if after is not None and run.scheduled_at not in unbegun:  # what waits was named by the end of the one before
-            job = replace(job, reached=max(before.reached, 2 * min(unbegun) - after))
+            return replace(job, spent=max(run.scheduled_at, 2 * min(unbegun) - after)), unbegun
         return (job if run.scheduled_at in unbegun else replace(job, spent=run.scheduled_at)), unbegun
     behind = schedule.latest_until(min(unbegun) - 1) if unbegun else None
     since = before.created_at - 1 if before.since is None else before.since

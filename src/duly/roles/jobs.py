@@ -204,7 +204,7 @@ class JobDesk(CreationDesk):
             return job, [first] if first is not None and waits else []
         if schedule.kind == "delay":
             # The end of a run that has begun opens the next one.
-            return job, [] if begun else await self._on_from(job, max(now - 1, job.reached), ordinal)
+            return job, [] if begun else await self._on_from(job, now - 1, ordinal)
         reached = max(job.reached, job.ahead if job.ahead <= now else 0)
         reached = max([reached, *(run.scheduled_at for run in begun if run.state.active)])
         after = max(now, reached)
