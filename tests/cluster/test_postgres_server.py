@@ -85,7 +85,7 @@ async def test_a_killed_server_comes_back_with_what_was_committed(closed: Path) 
     try:
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute("create table kept (life int)")
-        running.kill()
+        await running.kill()
         while running.restarts == 0:
             await CLOCK.sleep(1_000)
         await running.ready(30 * SECOND)

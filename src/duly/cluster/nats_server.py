@@ -33,6 +33,7 @@ USER: Final = "duly"
 UP_WITHIN: Final = 10 * SECOND
 STOP_WITHIN: Final = 5.0  # seconds between SIGTERM and SIGKILL
 LOOK: Final = 5 * MILLISECOND
+ROUTE_ATTEMPTS: Final = 3
 
 
 def program() -> Path:
@@ -205,14 +206,24 @@ class NatsServers:
         return [member.pid for member in self.members if member.pid is not None]
 
     async def start(self) -> None:
-        """Start those that do not run; returns when all take connections."""
-        self.choose_routes()
-        try:
-            for member in self.members:
-                await member.start()
-        except BaseException:
-            await self.stop()
-            raise
+        """Start those that do not run; returns when all take connections. A port that another program took between its
+        choice and its use is chosen anew, three times in all; then Unavailable is raised."""
+        for attempts_left in reversed(range(ROUTE_ATTEMPTS)):
+            chosen_now = [member for member in self.members if member.route is None]
+            self.choose_routes()
+            try:
+                for member in self.members:
+                    await member.start()
+                return
+            except Unavailable:
+                await self.stop()
+                if not attempts_left or not chosen_now:
+                    raise
+                for member in chosen_now:
+                    member.route = None
+            except BaseException:
+                await self.stop()
+                raise
 
     def choose_routes(self) -> None:
         """Ports for the servers among each other, which all have to know before the first starts."""

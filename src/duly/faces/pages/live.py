@@ -101,12 +101,18 @@ async def _updates(
 
 
 def _changed(table: PageTable, visit: Visit, page: Page, shown: dict[str, bytes], known: bool) -> list[str]:
-    """The parts that are not as they were `shown`, which is brought up to date; of a page that is `known`, few."""
+    """The parts that are not as they were `shown`, which is brought up to date.
+
+    Of a page that is `known` only few, and what is not sent is not taken for shown: the store may tell this look of
+    something whose event is still to come, and which the page does not have.
+    """
     pieces = []
     for name in page.parts:
+        if known and name not in UNANNOUNCED:
+            continue
         html = table.site.part(visit, page, name)
         digest = hashlib.blake2b(_AGO.sub(r"\1", html).encode(), digest_size=16).digest()
-        if shown.get(name) != digest and (not known or name in UNANNOUNCED):
+        if shown.get(name) != digest:
             pieces.append(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">{html}</hx-partial>')
         shown[name] = digest
     return pieces
