@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from duly.core.messages import Assignment, Beat, Released
 from duly.core.model import RunState
-from workers.bench import SECOND, Bench, call, working
+from duly.roles import begun as begun_from_lists
+from workers.bench import SECOND, SHARD, Bench, call, working
 
 QUICK = 20_000  # µs between beats
 
@@ -85,3 +87,84 @@ async def test_an_attempt_that_was_dropped_is_handed_back_and_not_begun_again(tm
             Released(attempt=1, worker=bench.worker.id, reason="dropped", started=True),
             Released(attempt=1, worker=bench.worker.id, reason="dropped"),
         )
+
+
+async def test_a_message_of_an_attempt_that_is_forgotten_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after so many further lists that what it names is remembered no more, whichever of those it is of."""
+    monkeypatch.setattr(begun_from_lists, "REMEMBERED", 2)
+    async with working(tmp_path, functions_in="threads", beat_every=QUICK) as bench:
+        marks = [tmp_path / f"mark{each}" for each in range(6)]
+        taken = [bench.make(call("touch", str(mark))) for mark in marks]
+        for assignment in taken:
+            lists(bench, assignment)
+            await bench.succeeded(assignment.run)
+        bench.out = lambda beat: ()
+        for assignment in taken:
+            await bench.assign(assignment)
+        fresh = bench.make(call("nothing"))
+        await bench.assign(fresh)
+        await bench.succeeded(fresh.run)
+        assert bench.worker.attempts.counts["late"] == 4
+        assert bench.worker.attempts.counts["doubled"] == 2
+        assert [len(mark.read_text().split()) for mark in marks] == [1] * 6
+
+
+async def test_what_a_message_was_not_believed_for_is_begun_from_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was dispatched when others were that are forgotten, and had never been begun."""
+    monkeypatch.setattr(begun_from_lists, "REMEMBERED", 1)
+    mark = tmp_path / "mark"
+    async with working(tmp_path, functions_in="threads", beat_every=QUICK) as bench:
+        first, missed, second, third = (
+            bench.make(call("nothing")),
+            bench.make(call("touch", str(mark))),
+            bench.make(call("nothing")),
+            bench.make(call("nothing")),
+        )
+        for assignment in (first, second, third):
+            lists(bench, assignment)
+            await bench.succeeded(assignment.run)
+        bench.out = lambda beat: ()
+        await bench.assign(missed)
+        await bench.until(lambda: bench.worker.attempts.counts["late"])
+        assert not mark.exists()
+        lists(bench, missed)
+        await bench.succeeded(missed.run)
+        bench.out = lambda beat: ()
+        await bench.assign(missed)
+        await bench.until(lambda: bench.worker.attempts.counts["doubled"])
+        assert len(mark.read_text().split()) == 1
+
+
+async def test_a_clock_that_was_set_back_since_does_not_keep_messages_from_being_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was dispatched while the forgotten ones were is doubted, not all that is older than the last."""
+    monkeypatch.setattr(begun_from_lists, "REMEMBERED", 1)
+    mark = tmp_path / "mark"
+    async with working(tmp_path, functions_in="threads", beat_every=QUICK) as bench:
+
+        async def from_lists() -> list[Assignment]:
+            taken = [bench.make(call("touch", str(mark))) for _ in range(3)]
+            for assignment in taken:
+                lists(bench, assignment)
+                await bench.succeeded(assignment.run)
+            bench.out = lambda beat: ()
+            return taken
+
+        taken = await from_lists()
+        bench.skew = -7_200 * SECOND
+        taken += await from_lists()
+        bench.skew = -3_600 * SECOND
+        offset = bench.worker.attempts.shards[SHARD].offset
+        await bench.until(lambda: abs((offset.value or 0) + bench.clock.monotonic() - bench.now()) < SECOND)
+        fresh = bench.make(call("nothing"))
+        await bench.assign(fresh)
+        await bench.succeeded(fresh.run)
+        for assignment in taken:
+            await bench.assign(assignment)
+        await bench.until(lambda: bench.worker.attempts.counts["late"] + bench.worker.attempts.counts["doubled"] == 6)
+        assert len(mark.read_text().split()) == 6

@@ -144,6 +144,7 @@ class Bench:
             state=RunState.DISPATCHED,
             attempt=attempt,
             worker=self.worker.id,
+            dispatched_at=now,
         )
         return Assignment(run, job)
 

@@ -19,6 +19,7 @@ from duly.core.instants import SECOND, format_duration
 from duly.core.messages import Assign, Assignment, Failed, Notice, Released, Started, Stopped, Succeeded
 from duly.core.model import NULL, Failure, FunctionTask, Lane, LateCause, Output, RunKey, RunState, WorkerId, lane
 from duly.ports import Clock
+from duly.roles.begun import BegunFromLists
 from duly.roles.offset import Offset
 from duly.roles.reporter import Begun, Reporter
 from duly.tasks.attempt import Ending, Held, Runner
@@ -44,8 +45,7 @@ class Shard:
         self.fastest = (0, 0)  # fence, and the least that an Assign under it took
         self.held: dict[Lane, int] = {"process": 0, "async": 0}
         self.listings = 0  # lists of attempts that came in answers to beats
-        self.begun_listed: dict[tuple[RunKey, int], None] = {}  # of those lists: their Assign may come yet, out of an
-        # outage of the broker or from a scheduler that was frozen between its commit and its message
+        self.begun_listed = BegunFromLists()
         self.watching: list[set[tuple[RunKey, int]]] = []  # each takes the attempts that end from now on
         self.dropped: dict[tuple[RunKey, int], bool] = {}  # attempts ended without a word → whether they had begun
 
@@ -150,8 +150,11 @@ class Attempts:
                 self.end_quietly(old)
             if run.worker != shard.id:
                 continue  # meant for what this worker was before it was lost
-            if shard.begun_listed and (key, run.attempt) in shard.begun_listed:
+            if shard.begun_listed.has(run):
                 self.counts["doubled"] += 1
+                continue
+            if shard.begun_listed.may_have(message, run):
+                self.counts["late"] += 1  # it is in the next list, or counts as not here, if it has not been begun
                 continue
             task = job.task
             wanted = lane(task)
@@ -205,9 +208,7 @@ class Attempts:
     def remember_listed(self, shard: Shard, begun: Sequence[Assignment]) -> None:
         """These were taken from a list: an Assign of them that comes later is a double, held still or ended."""
         for assignment in begun:
-            shard.begun_listed[assignment.run.key, assignment.run.attempt] = None
-        while len(shard.begun_listed) > DROPPED:
-            del shard.begun_listed[next(iter(shard.begun_listed))]
+            shard.begun_listed.add(assignment.run)
 
     def _drop(self, held: Held) -> bool:
         """It is no longer held; False if it was not, so that nobody is told of it."""
