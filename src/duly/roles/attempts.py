@@ -138,6 +138,7 @@ class Attempts:
         if shard.trusted_until is not None and arrived > shard.trusted_until:
             return {}  # its lease may be over, so that the shard takes for granted that nothing more begins here
         held_by_key, counts, name = self._held, shard.held, shard.name
+        from_lists = shard.begun_listed or None
         batches: dict[str, list[Held]] = {}
         for assignment in message.batch:
             run, job = assignment.run, assignment.job
@@ -150,10 +151,10 @@ class Attempts:
                 self.end_quietly(old)
             if run.worker != shard.id:
                 continue  # meant for what this worker was before it was lost
-            if shard.begun_listed.has(run):
+            if from_lists is not None and from_lists.has(run):
                 self.counts["doubled"] += 1
                 continue
-            if shard.begun_listed.may_have(message, run):
+            if from_lists is not None and from_lists.may_have(message, run):
                 self.counts["late"] += 1  # it is in the next list, or counts as not here, if it has not been begun
                 continue
             task = job.task

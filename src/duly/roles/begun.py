@@ -34,9 +34,13 @@ class BegunFromLists:
         self._dispatched.clear()
         self._forgotten.clear()
 
+    def __bool__(self) -> bool:
+        """There have been any: then some are remembered."""
+        return bool(self._dispatched)
+
     def has(self, run: Run) -> bool:
         """Its current attempt is remembered as one of these."""
-        return bool(self._dispatched) and (run.key, run.attempt) in self._dispatched
+        return (run.key, run.attempt) in self._dispatched
 
     def may_have(self, message: Assign, run: Run) -> bool:
         """It may be one that is forgotten. The lists themselves hold nothing that has ended, so they are believed."""
