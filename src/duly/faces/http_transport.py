@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -157,11 +158,12 @@ class HttpTransport:
 
     async def follow_log(self, run_id: str, *, stream: LogStream, attempt: int | None) -> AsyncIterator[LogPiece]:
         params: Params = [*_log_params(stream, attempt), ("follow", "true")]
-        async for event in self._events(f"/v1/runs/{_part(run_id)}/log", params=params):
-            if event.event == "end":
-                return
-            if event.event in ("stdout", "stderr"):
-                yield LogPiece(stream=event.event, data=event.data.encode())
+        async with aclosing(self._events(f"/v1/runs/{_part(run_id)}/log", params=params)) as events:
+            async for event in events:
+                if event.event == "end":
+                    return
+                if event.event in ("stdout", "stderr"):
+                    yield LogPiece(stream=event.event, data=event.data.encode())
         raise OutcomeUnknown("the server ended the stream before the log ended")
 
     # -- the rest -------------------------------------------------------------------------------------------
@@ -197,9 +199,10 @@ class HttpTransport:
 
     async def events(self, *, after: str | None) -> AsyncIterator[EventView]:
         headers = {} if after is None else {"Last-Event-ID": after}
-        async for event in self._events("/v1/events", headers=headers):
-            if event.data:  # else it only tells how long to wait before connecting again
-                yield _decode(event.data.encode(), EventView)
+        async with aclosing(self._events("/v1/events", headers=headers)) as events:
+            async for event in events:
+                if event.data:  # else it only tells how long to wait before connecting again
+                    yield _decode(event.data.encode(), EventView)
 
     async def server_time(self) -> float | None:
         """The server's clock by its `Date` header, seconds since 1970 to the second; None if it sends none."""
@@ -220,7 +223,9 @@ class HttpTransport:
 
     async def _events(
         self, path: str, *, params: Params | None = None, headers: dict[str, str] | None = None
-    ) -> AsyncIterator[httpx2.ServerSentEvent]:
+    ) -> AsyncGenerator[httpx2.ServerSentEvent, None]:
+        """Whoever iterates closes it: one that is left to the garbage is closed by the loop, and a loop that ends
+        meanwhile complains."""
         headers = {"Accept": "text/event-stream", **(headers or {})}
         async with self._exchange.open(path, params=params, headers=headers, read_timeout=SILENCE) as response:
             async for event in httpx2.EventSource(response):
