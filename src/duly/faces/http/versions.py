@@ -76,7 +76,7 @@ OPERATIONS: Final = (
         path="/v1/jobs/{job_id}/versions/{version}",
         id="getJobVersion",
         summary="The definition that was in force at a version of a job",
-        description="Any version that the job has had may be named, as runs and entity tags do; `version` in the "
+        description="Any version that the job has had may be named, as entity tags do; `version` in the "
         "answer says since which one that definition was in force.",
         tag="jobs",
         scope=Scope.READ,
